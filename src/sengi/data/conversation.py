@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ class Conversation:
         tools: tool schemas handed to the chat template, or None.
         unmask: supervise every message except system ones (InstructLab's key).
         source: what the row says of its origin, else the file's stem; held-out loss is reported by it.
+        phase: the row's own ``phase`` column, else empty.
         file: path of the file it came from, as given by the user.
         row: number of the row in that file, from 1 (for JSONL: the line number).
     """
@@ -33,6 +34,7 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] | None = None
     unmask: bool = False
     source: str = ""
+    phase: str = ""
     file: str = ""
     row: int = 0
 
@@ -54,7 +56,6 @@ class Sample:
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.uint8]
-    turns: tuple[tuple[int, int], ...] = field(default=())
 
     @property
     def num_supervised(self) -> int:

@@ -1,0 +1,168 @@
+"""Packs inside one optimizer step: as few as possible, balanced over ranks, equal counts on all ranks.
+
+A step's samples are fixed by the plan; packing only decides which of them share a micro-batch and on which rank.
+Best fit decreasing finds the free space by a bitmap over space sizes, so a step of 3,840 samples takes well
+under a millisecond; compiled by numba and cached on disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from sengi.errors import InputError
+
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepPacks:
+    """The micro-batches of one step.
+
+    Attributes:
+        ranks: for each rank a list of packs, each an array of positions in the step's sample list. All ranks
+            have the same number of packs; an empty array is a rank's turn with nothing to do.
+        num_packs: packs that hold samples.
+        tokens: tokens of the step.
+    """
+
+    ranks: list[list[Int64s]]
+    num_packs: int
+    tokens: int
+
+    def fill(self, budget: int) -> float:
+        """Share of the token budget that is used, empty packs counted in."""
+        slots = sum(len(packs) for packs in self.ranks)
+        return self.tokens / (slots * budget) if slots else 0.0
+
+
+def pack_lengths(lengths: Int64s, budget: int) -> int:
+    """Number of packs that best fit decreasing needs for samples of these lengths on one rank."""
+    return int(_best_fit(lengths, np.argsort(-lengths, kind="stable"), budget)[1])
+
+
+def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost: float = 0.0) -> StepPacks:
+    """Distribute a step's samples.
+
+    Args:
+        lengths: int64 (N,), tokens of each sample.
+        budget: tokens a pack may hold.
+        world_size: ranks.
+        attention_cost: cost of one squared token in units of the cost of a token: a sample of length L costs
+            ``L + attention_cost * L**2``.
+
+    Raises:
+        InputError: a sample is longer than the budget.
+    """
+    if len(lengths) and int(lengths.max()) > budget:
+        raise InputError(
+            f"max_tokens_per_device is {budget}, but a sample has {int(lengths.max())} tokens; "
+            "raise max_tokens_per_device or lower max_length"
+        )
+    order = np.argsort(-lengths, kind="stable")
+    costs = lengths + attention_cost * lengths.astype(np.float64) ** 2
+    bins, count = _best_fit(lengths, order, budget)
+    slots = -(-count // world_size) * world_size
+    if slots > count:  # there is slack: spread the samples evenly over all slots instead
+        even, fits = _longest_first(lengths, costs, order, budget, slots)
+        bins = even if fits else _split_bins(bins, order, count, slots)
+    return _assign(bins, costs, lengths, slots, world_size)
+
+
+def _assign(bins: Int64s, costs: NDArray[np.float64], lengths: Int64s, slots: int, world_size: int) -> StepPacks:
+    """Packs of similar cost run at the same time on all ranks; the dearest of them goes to the least loaded rank."""
+    by_bin = np.argsort(bins, kind="stable")
+    edges = np.searchsorted(bins[by_bin], np.arange(slots + 1))
+    members = [by_bin[edges[i] : edges[i + 1]] for i in range(slots)]
+    load = np.bincount(bins, weights=costs, minlength=slots)
+    dearest_first = np.argsort(-load, kind="stable")
+    ranks: list[list[Int64s]] = [[] for _ in range(world_size)]
+    total = np.zeros(world_size)
+    for start in range(0, slots, world_size):
+        for rank, slot in zip(np.argsort(total, kind="stable"), dearest_first[start : start + world_size], strict=True):
+            ranks[rank].append(members[slot])
+            total[rank] += load[slot]
+    return StepPacks(ranks, sum(len(m) > 0 for m in members), int(lengths.sum()))
+
+
+@njit(cache=True)
+def _best_fit(lengths, order, budget):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - compiled
+    """Best fit decreasing. Returns (bin of each sample, number of bins).
+
+    ``head[s]`` is the newest bin with s tokens free, ``below`` links bins of equal space; a bitmap of two levels
+    (a bit a space, a bit a word) finds the smallest space that is large enough.
+    """
+    n = len(order)
+    bins = np.empty(n, dtype=np.int64)
+    head = np.full(budget + 1, -1, dtype=np.int64)
+    below = np.empty(n, dtype=np.int64)
+    words = budget // 64 + 1
+    bitmap = np.zeros(words, dtype=np.uint64)
+    count = 0
+    one = np.uint64(1)
+    for position in range(n):
+        sample = order[position]
+        length = lengths[sample]
+        word = length // 64
+        bits = bitmap[word] & ~((one << np.uint64(length % 64)) - one)
+        while bits == 0:
+            word += 1
+            if word == words:
+                break
+            bits = bitmap[word]
+        if word == words:
+            chosen = count
+            count += 1
+            space = budget
+        else:
+            low = bits & (~bits + one)
+            bit = 0
+            while low > one:
+                low >>= one
+                bit += 1
+            space = word * 64 + bit
+            chosen = head[space]
+            head[space] = below[chosen]
+            if head[space] < 0:
+                bitmap[word] &= ~(one << np.uint64(bit))
+        bins[sample] = chosen
+        rest = space - length
+        below[chosen] = head[rest]
+        head[rest] = chosen
+        bitmap[rest // 64] |= one << np.uint64(rest % 64)
+    return bins, count
+
+
+@njit(cache=True)
+def _longest_first(lengths, costs, order, budget, slots):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Longest first into the cheapest slot that has room. Returns (slot of each sample, whether all fitted)."""
+    bins = np.empty(len(order), dtype=np.int64)
+    load = np.zeros(slots, dtype=np.float64)
+    tokens = np.zeros(slots, dtype=np.int64)
+    for sample in order:
+        best = -1
+        for slot in range(slots):
+            if tokens[slot] + lengths[sample] <= budget and (best < 0 or load[slot] < load[best]):
+                best = slot
+        if best < 0:
+            return bins, False
+        bins[sample] = best
+        load[best] += costs[sample]
+        tokens[best] += lengths[sample]
+    return bins, True
+
+
+def _split_bins(bins: Int64s, order: Int64s, count: int, slots: int) -> Int64s:
+    """Make more packs by moving every second sample of the fullest ones; needs no more room than there is."""
+    bins = bins.copy()
+    for new in range(count, slots):
+        sizes = np.bincount(bins, minlength=slots)
+        fullest = int(np.argmax(sizes))
+        if sizes[fullest] < 2:
+            break  # fewer samples than slots: the rest stay empty
+        members = order[bins[order] == fullest]
+        bins[members[1::2]] = new
+    return bins

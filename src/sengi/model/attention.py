@@ -1,0 +1,172 @@
+"""Padding-free attention: documents lie end to end in one row, and each token sees its own document only.
+
+Shapes: B batch (always 1 here), T tokens of a pack, H query heads, K key/value heads, D head size.
+
+One function is registered with transformers' ``AttentionInterface`` and used by every model family. It never
+sees a mask: transformers builds a block-diagonal mask only when it gets neither ``attention_mask`` nor a KV
+cache, and leaks across documents without a word when it gets either; so both are refused (:func:`guard`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "sengi_documents"
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each document of a pack.
+
+    Args:
+        query: (1, H, T, D); ``key`` and ``value``: (1, K, T, D) with H a multiple of K.
+        attention_mask: must be None.
+        cu_seq_lens_q: int32 (documents + 1,), the first token of each document and T at the end.
+        max_length_q: tokens of the longest document.
+        sliding_window: tokens each token sees, itself included; None for all before it.
+        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
+
+    Returns:
+        (1, T, H, D) and None in place of attention weights.
+
+    Raises:
+        ValueError: a mask, no document bounds, a batch of rows, dropout or attention sinks.
+    """
+    if attention_mask is not None:
+        raise ValueError("padding-free attention got an attention_mask; pass cu_seq_lens_q and no mask")
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError("padding-free attention needs cu_seq_lens_q and max_length_q (the bounds of the documents)")
+    if query.shape[0] != 1:
+        raise ValueError(f"padding-free attention takes one row of documents, got a batch of {query.shape[0]}")
+    if dropout:
+        raise ValueError(f"attention dropout {dropout} would make the result depend on the packing; set it to 0")
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("attention sinks (s_aux) are not supported by padding-free attention")
+    window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
+    bounds = cu_seq_lens_q.tolist()
+    pieces = [
+        _one_document(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, window, softcap)
+        for a, b in itertools.pairwise(bounds)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _one_document(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None
+) -> Tensor:
+    length = q.shape[2]
+    if softcap is None and (window is None or window >= length):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    position = torch.arange(length, device=q.device)
+    distance = position[:, None] - position[None, :]
+    seen = (distance >= 0) & (distance < (window or length))
+    if softcap is None:
+        return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    logits = (q @ k.transpose(2, 3)).float() * (scale if scale is not None else q.shape[3] ** -0.5)
+    logits = (softcap * torch.tanh(logits / softcap)).masked_fill(~seen, float("-inf"))
+    return logits.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    """FlashAttention's variable-length kernel as bundled with torch; its signature grew over the versions."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {}
+    if "window_size" in known:
+        options["window_size"] = ((window or 0) - 1, 0)  # (-1, 0) is plain causal
+    elif window is None:
+        options["is_causal"] = True
+    else:
+        raise ValueError(f"sliding-window attention of {window} tokens needs torch 2.11 or newer on CUDA")
+    if scale is not None and "scale" not in known:
+        q = q * (scale * q.shape[3] ** 0.5)
+    elif scale is not None:
+        options["scale"] = scale
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1 and "enable_gqa" in known:
+        options["enable_gqa"] = True
+    elif repeats > 1:
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))  # (T, heads, D)
+    bounds = bounds.to(torch.int32)
+    result = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
+    assert isinstance(result, Tensor)  # a tuple only when auxiliary outputs are asked for
+    return result.unsqueeze(0)
+
+
+AttentionInterface.register(NAME, document_attention)
+
+
+def guard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the decoder: refuse what makes transformers leak across documents.
+
+    Raises:
+        ValueError: an attention mask, a KV cache, or no document bounds.
+    """
+    if kwargs.get("attention_mask") is not None:
+        raise ValueError("a padding-free model takes no attention_mask (a mask of ones leaks across documents)")
+    if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+        raise ValueError("a padding-free model takes no KV cache in training (a cache leaks across documents)")
+    if kwargs.get("cu_seq_lens_q") is None:
+        raise ValueError("a padding-free model needs cu_seq_lens_q; for a single text use generation_mode()")
+
+
+def make_padding_free(model: PreTrainedModel) -> None:
+    """Switch ``model`` to :func:`document_attention` and put the guard before its decoder."""
+    model.set_attn_implementation(NAME)
+    model.config.use_cache = False
+    decoder = model.get_decoder()
+    decoder.register_forward_pre_hook(guard, with_kwargs=True)
+
+
+def undo_padding_free(model: PreTrainedModel, attn_implementation: str) -> None:
+    """Take the guard away and go back to ``attn_implementation``."""
+    decoder = model.get_decoder()
+    for number, hook in list(decoder._forward_pre_hooks.items()):
+        if hook is guard:
+            del decoder._forward_pre_hooks[number]
+            decoder._forward_pre_hooks_with_kwargs.pop(number, None)
+    if model.config._attn_implementation == NAME:
+        model.set_attn_implementation(attn_implementation)
+
+
+@contextmanager
+def generation_mode(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Lend a padding-free model to code that pads and caches (generation, scoring); restored on exit."""
+    cache = model.config.use_cache
+    undo_padding_free(model, "sdpa")
+    model.config.use_cache = True
+    try:
+        yield model
+    finally:
+        make_padding_free(model)
+        model.config.use_cache = cache

@@ -1,0 +1,131 @@
+"""A causal language model made ready for supervised fine-tuning: packs in, loss out.
+
+What a model family does between hidden state and logits, and whether its layers keep packed documents apart,
+is not taken on trust: :func:`prepare` tries both on two short documents before anything is trained.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sengi.data.packs import Pack
+from sengi.errors import ModelError
+from sengi.model.attention import make_padding_free, undo_padding_free
+from sengi.model.head import LogitRule, supervised_loss
+
+
+class SupervisedModel(nn.Module):
+    """Wraps a transformers causal LM; ``forward`` is what training and held-out loss call.
+
+    Attributes:
+        lm: the transformers model; its weights are the trained weights.
+        padding_free: all documents of a pack in one call; else one call a document (models whose layers carry
+            state along the row, such as state-space layers).
+    """
+
+    def __init__(self, lm: PreTrainedModel, padding_free: bool = True) -> None:
+        super().__init__()
+        self.lm = lm
+        self.padding_free = padding_free
+        self.rule = LogitRule.of(lm.config)
+
+    def forward(self, pack: Pack, loss_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss of a pack.
+
+        Args:
+            pack: a micro-batch on the model's device.
+            loss_weights: float32 (S,), one for each target.
+
+        Returns:
+            Scalar float32 ``sum(weight * nll)``, and the detached nll (S,) in nats.
+        """
+        hidden = self.hidden_states(pack)[pack.predict_at]
+        return supervised_loss(hidden, self.lm.get_output_embeddings(), pack.targets, loss_weights, self.rule)
+
+    def hidden_states(self, pack: Pack) -> Tensor:
+        """Last hidden state of every token, (T, E)."""
+        decoder = self.lm.get_decoder()
+        if self.padding_free:
+            output = decoder(
+                input_ids=pack.input_ids,
+                position_ids=pack.position_ids,
+                use_cache=False,
+                cu_seq_lens_q=pack.bounds,
+                cu_seq_lens_k=pack.bounds,
+                max_length_q=pack.longest,
+                max_length_k=pack.longest,
+            )
+            return output.last_hidden_state[0]
+        bounds = pack.bounds.tolist()
+        rows = [
+            decoder(input_ids=pack.input_ids[:, a:b], use_cache=False).last_hidden_state[0]
+            for a, b in itertools.pairwise(bounds)
+        ]
+        return torch.cat(rows)
+
+
+def prepare(lm: PreTrainedModel) -> SupervisedModel:
+    """Make ``lm`` padding-free where that is right for it, and check head and packing on a small input.
+
+    Dropout is off (evaluation mode) in training, too: its noise would depend on how samples are packed.
+
+    Raises:
+        ModelError: the loss of our head differs from the one of the model's own logits.
+    """
+    lm.eval()
+    before = lm.config._attn_implementation
+    probe = _probe_pack(lm.config.get_text_config().vocab_size)
+    with torch.no_grad():
+        expected = _reference_nll(lm, probe)
+        packed = _try_packed(lm, probe)
+        if packed is not None and _close(packed[1], expected):
+            return packed[0]
+        undo_padding_free(lm, before)
+        one_by_one = SupervisedModel(lm, padding_free=False)
+        ours = one_by_one(probe, torch.ones(len(probe.targets)))[1]
+    if not _close(ours, expected):
+        raise ModelError(
+            f"{type(lm).__name__}: its logits are not output_embeddings(last_hidden_state) with a known scale or cap "
+            f"(largest difference {(ours - expected).abs().max():.2g}); this family is not supported yet"
+        )
+    return one_by_one
+
+
+def _probe_pack(vocab_size: int) -> Pack:
+    """Two documents of 5 and 7 tokens, every token after the first a target."""
+    import numpy as np
+
+    from sengi.data.conversation import Sample
+    from sengi.data.packs import make_pack
+
+    ids = (np.arange(12, dtype=np.int64) * 7919 + 11) % max(2, min(vocab_size, 30_000))
+    pieces = (ids[:5].astype(np.int32), ids[5:].astype(np.int32))
+    return make_pack([Sample(piece, np.ones(len(piece), np.uint8)) for piece in pieces])
+
+
+def _reference_nll(lm: PreTrainedModel, pack: Pack) -> Tensor:
+    """Each document alone through the model's own forward, as transformers computes it."""
+    bounds = pack.bounds.tolist()
+    parts = []
+    for a, b in itertools.pairwise(bounds):
+        ids = pack.input_ids[:, a:b]
+        logits = lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        parts.append(nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+    return torch.cat(parts)
+
+
+def _try_packed(lm: PreTrainedModel, pack: Pack) -> tuple[SupervisedModel, Tensor] | None:
+    try:
+        make_padding_free(lm)
+        model = SupervisedModel(lm)
+        return model, model(pack, torch.ones(len(pack.targets)))[1]
+    except (ValueError, TypeError, NotImplementedError):
+        return None  # this family does not take an attention function: one document at a time then
+
+
+def _close(ours: Tensor, expected: Tensor) -> bool:
+    return bool(torch.allclose(ours, expected, rtol=1e-3, atol=2e-3))

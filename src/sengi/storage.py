@@ -1,0 +1,314 @@
+"""The only writer of run folders: replace a file, append a line, publish a folder, verify it.
+
+Every byte of a run folder passes through the raw calls in disk.py, which numbers them. Tests hang a fault
+on the Nth call (kill, disk full, I/O error, short write) and so reach every moment of a save. The promises:
+
+* ``write_file``  - the old content or the new content, never a mix, also after a crash.
+* ``AppendLog``   - whole lines; a line torn by a crash is cut off when the log is opened again.
+* ``publish``     - the folder exists whole or not at all; "saved" is said only after it is safe on disk.
+* ``verify``      - every byte is hashed before anything is parsed; a flipped bit is found.
+
+A failed fsync is never retried on the same file: the kernel may have dropped the data and forgotten the error
+(Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sengi.disk import CHUNK, disk, explained
+from sengi.errors import CheckpointError, InputError, StorageError
+
+MANIFEST = "manifest.json"
+SEAL = "manifest.json.sha256"  # hash of the manifest itself, so that no bit of it can change unseen
+
+
+def create_folder(path: Path) -> None:
+    """Make ``path`` and its missing parents, safely on disk."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    with explained(path, "making the folder"):
+        for folder in reversed(missing):
+            try:
+                disk.mkdir(folder)
+            except FileExistsError:
+                continue
+            _sync_folder(folder.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` atomically: after a crash it holds the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with explained(path, f"writing {len(data):,} bytes"):
+        try:
+            _write_new(temporary, data)
+            disk.rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as indented JSON."""
+    write_file(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _write_new(path: Path, data: bytes | memoryview) -> None:
+    fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        disk.write_all(fd, data, path)
+        disk.fsync(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        disk.fsync(fd, path)
+    finally:
+        os.close(fd)
+
+
+class AppendLog:
+    """A file of lines that only grows. Opening it cuts off a line that a crash left half written.
+
+    Args:
+        path: the log; made if missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with explained(path, "opening"):
+            self._fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            size = os.fstat(self._fd).st_size
+            whole = _end_of_last_line(self._fd, size)
+            self.torn_bytes = size - whole
+            if self.torn_bytes:
+                disk.truncate(self._fd, whole, path)
+
+    def append(self, value: dict[str, Any]) -> None:
+        """Add one JSON line; it survives a killed process at once, a power cut after :meth:`sync`."""
+        line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with explained(self.path, "appending a line"):
+            disk.write_all(self._fd, line, self.path)
+
+    def sync(self) -> None:
+        """Flush to the device."""
+        with explained(self.path, "flushing"):
+            disk.fsync(self._fd, self.path)
+
+    def close(self) -> None:
+        """Close the file; does not flush."""
+        os.close(self._fd)
+
+
+def _end_of_last_line(fd: int, size: int) -> int:
+    position = size
+    while position > 0:
+        start = max(0, position - 65536)
+        newline = os.pread(fd, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of an append-only log; a torn last line is left out.
+
+    Raises:
+        StorageError: a line before the last is not JSON; names file and line.
+    """
+    if not path.exists():
+        return []
+    with explained(path, "reading"):
+        *lines, _torn = path.read_bytes().split(b"\n")
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values.append(json.loads(line))
+        except ValueError:
+            raise StorageError(f"{path}:{number}: not a JSON line; the file was changed by hand, restore it") from None
+    return values
+
+
+class Stage:
+    """A folder in the making, beside its final place. Several processes may fill one stage.
+
+    Attributes:
+        records: file name -> ``{"sha256", "size"}`` of what *this* process wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write one new file (``name`` may have one folder in it) and flush it to the device."""
+        target = self.path / name
+        with explained(target, f"writing {len(data):,} bytes"):
+            if not target.parent.exists():
+                with contextlib.suppress(FileExistsError):  # another rank was first
+                    disk.mkdir(target.parent)
+            _write_new(target, data)
+        self.records[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def begin(folder: Path) -> Stage:
+    """Start a folder that :func:`publish` will move to ``folder``.
+
+    Raises:
+        InputError: ``folder`` exists already; a published folder is never overwritten.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists already and is never overwritten; choose another name")
+    stage = Stage(folder.with_name(f".tmp-{folder.name}-{secrets.token_hex(4)}"))
+    with explained(stage.path, "making the folder"):
+        disk.mkdir(stage.path)
+    return stage
+
+
+def publish(stage: Stage, folder: Path, facts: dict[str, Any]) -> None:
+    """Seal ``stage`` with a manifest and move it to ``folder``. On return it is safe on disk.
+
+    Args:
+        stage: all files written; ``stage.records`` must name every one of them (merge those of other processes).
+        folder: the final place.
+        facts: JSON facts kept in the manifest beside the hashes (step, samples seen, format version).
+    """
+    manifest = json.dumps({**facts, "files": stage.records}, indent=1, sort_keys=True).encode()
+    seal = f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+    with explained(folder, "publishing the folder"):
+        _write_new(stage.path / MANIFEST, manifest)
+        _write_new(stage.path / SEAL, seal)
+        for inner in {(stage.path / name).parent for name in stage.records} | {stage.path}:
+            _sync_folder(inner)
+        disk.rename(stage.path, folder)
+        _sync_folder(folder.parent)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Hash every file of a published folder against its manifest, before anything is parsed.
+
+    Returns:
+        The manifest: the facts given to :func:`publish` and ``files``.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, added, cut, grown or changed.
+    """
+    manifest = read_manifest(folder)
+    files: dict[str, Any] = manifest["files"]
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST, SEAL}
+    for name in sorted(set(files) ^ found):
+        what = "missing" if name in files else "not in the manifest"
+        raise CheckpointError(f"{folder / name}: {what}; this checkpoint cannot be trusted")
+    for name, record in sorted(files.items()):
+        path = folder / name
+        if path.is_symlink() or path.stat().st_size != record["size"]:
+            raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, the manifest says {record['size']:,}")
+        if _hash_file(path) != record["sha256"]:
+            raise CheckpointError(f"{path}: the content changed since it was saved (SHA-256 differs)")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a published folder, checked against its seal but not against the files.
+
+    Raises:
+        CheckpointError: manifest or seal is missing or changed.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        seal = (folder / SEAL).read_bytes()
+    except OSError:
+        raise CheckpointError(f"{folder}: has no manifest; the save was not finished, or files are missing") from None
+    if seal != f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode():
+        raise CheckpointError(f"{folder / MANIFEST}: manifest and seal do not agree; one of them was changed")
+    return dict(json.loads(data))
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with explained(path, "reading"), path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def published(parent: Path, prefix: str) -> list[Path]:
+    """Folders named ``<prefix><number>`` in ``parent``, by rising number; not verified."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)")
+    found = [(int(match[1]), path) for path in parent.iterdir() if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder: first out of sight by one rename, so that a crash leaves no half folder in its place."""
+    trash = folder.with_name(f".trash-{folder.name}-{secrets.token_hex(4)}")
+    with explained(folder, "removing"):
+        disk.rename(folder, trash)
+        _remove_tree(trash)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a corrupt folder to ``.quarantine-...`` so that it is kept for a look but never loaded."""
+    target = folder.with_name(f".quarantine-{folder.name}-{secrets.token_hex(4)}")
+    with explained(folder, "setting aside"):
+        disk.rename(folder, target)
+    return target
+
+
+def sweep(parent: Path) -> list[str]:
+    """Remove what a crash left behind (``.tmp-*``, ``.trash-*``, ``.*.tmp``); returns their names."""
+    left = [p for p in parent.iterdir() if re.fullmatch(r"\.(tmp|trash)-.*|\..*\.[0-9a-f]{8}\.tmp", p.name)]
+    with explained(parent, "removing left-overs"):
+        for path in left:
+            if path.is_dir() and not path.is_symlink():
+                _remove_tree(path)
+            else:
+                disk.unlink(path)
+    return [path.name for path in left]
+
+
+def _remove_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            disk.rmdir(path)
+        else:
+            disk.unlink(path)
+    disk.rmdir(folder)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the one-writer lock of a run folder; the kernel drops it when the process dies.
+
+    Raises:
+        InputError: another process holds it; names its pid.
+    """
+    path = folder / "run.lock"
+    with explained(path, "opening"):
+        fd = disk.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
+            raise InputError(f"{folder}: process {holder} is already working on this run; wait or stop it") from None
+        with explained(path, "writing"):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
