@@ -5,7 +5,7 @@ options that decide what is in it; the same request finds the same store and ope
 
     ids.bin      int32 (tokens,)     token ids of all samples, end to end
     mask.bin     uint8 (tokens,)     1 where the token is supervised
-    index.npz    offsets (n+1,), file, row, source, phase (n,)
+    index.npz    offsets (n+1,), file_of, row_of, source_of, phase_of (n,)
     dropped.jsonl                    one line a dropped or truncated row: place, reason, message
     meta.json                        counts, names, fingerprint
 """
@@ -57,7 +57,7 @@ class TokenStore:
                 if size != tokens * width:
                     raise ValueError(f"{name} has {size:,} bytes instead of {tokens * width:,}")
             with np.load(path / "index.npz", allow_pickle=False) as index:
-                self._index = {name: index[name] for name in ("offsets", "file", "row", "source", "phase")}
+                self._index = {name: index[name] for name in ("offsets", "file_of", "row_of", "source_of", "phase_of")}
             self._ids = np.memmap(path / "ids.bin", np.int32, "r", shape=(tokens,)) if tokens else np.empty(0, np.int32)
             self._mask = (
                 np.memmap(path / "mask.bin", np.uint8, "r", shape=(tokens,)) if tokens else np.empty(0, np.uint8)
@@ -109,12 +109,12 @@ class TokenStore:
     @property
     def source_of(self) -> NDArray[np.int32]:
         """Source of each sample, int32 (n,)."""
-        return np.asarray(self._index["source"])
+        return np.asarray(self._index["source_of"])
 
     @property
     def phase_of(self) -> NDArray[np.int32]:
         """Phase of each sample, int32 (n,)."""
-        return np.asarray(self._index["phase"])
+        return np.asarray(self._index["phase_of"])
 
     @property
     def entry_counts(self) -> list[int]:

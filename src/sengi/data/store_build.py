@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 BATCH = 1000  # rows a worker gets at a time
 ALONE = 4  # batches the parent does itself before it pays for starting workers (about 3 s each)
 
-Result = Sample | MaskError
-Batch = list[tuple[int, Conversation]]  # (data entry, row)
+Result: TypeAlias = Sample | MaskError
+Batch: TypeAlias = list[tuple[int, Conversation]]  # (data entry, row)
 
 
 def open_store(
@@ -244,8 +244,8 @@ class _Writer:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        arrays = {
-            name: np.array(values, np.int64 if name == "row" else np.int32) for name, values in self.columns.items()
+        arrays: dict[str, Any] = {
+            f"{name}_of": np.array(values, np.int64 if name == "row" else np.int32) for name, values in self.columns.items()
         }
         offsets = np.concatenate([[0], np.cumsum(np.array(self.lengths, np.int64))])
         with (self.folder / "index.npz").open("wb") as index:

@@ -1,0 +1,1 @@
+"""One run: the step loop, optimizer, sharding, checkpoints and dynamics."""

@@ -1,0 +1,136 @@
+"""The processes of one run: who is who, and how they agree.
+
+What one rank does alone, all ranks learn the outcome of; nobody raises alone and leaves the others waiting.
+Messages between ranks are JSON in byte tensors, never pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import sengi.errors as errors
+from sengi.errors import RankError, SengiError
+
+STALL_TIMEOUT = 300  # seconds a rank may keep the others waiting in a step before all stop (torch: 1,800)
+CONTROL_TIMEOUT = 7200  # the same between steps, where rank 0 may tokenize, score questions or save alone
+
+
+@dataclass(frozen=True)
+class World:
+    """The group of processes that train one model, as this process sees it."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: Any = None  # gloo group for messages; works beside NCCL and has a longer patience
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which alone writes logs and publishes."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place; the same tensor is returned."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, group=self.control)
+        return bool(votes.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """JSON values of all ranks, by rank."""
+        if self.size == 1:
+            return [value]
+        data = json.dumps(value).encode()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.control)
+        padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.control)
+        return [json.loads(bytes(p[: int(n)].tolist())) for p, n in zip(parts, sizes, strict=True)]
+
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """Run ``work`` on every rank; JSON results by rank, or the same error on all of them.
+
+        Raises:
+            SengiError: the error of the lowest rank that failed, as the same class; RankError for any other
+                exception on another rank.
+        """
+        result, failure, raised = None, None, None
+        try:
+            result = work()
+        except Exception as error:
+            raised = error
+            failure = [type(error).__name__, str(error) or repr(error)]
+        outcomes = self.gather([result, failure])
+        for rank, (_, problem) in enumerate(outcomes):
+            if problem is None:
+                continue
+            if raised is not None and rank == self.rank:
+                raise raised
+            kind = getattr(errors, problem[0], None)
+            if isinstance(kind, type) and issubclass(kind, SengiError) and kind is not errors.MaskError:
+                raise kind(problem[1])
+            raise RankError(f"rank {rank}: {problem[0]}: {problem[1]}")
+        return [value for value, _ in outcomes]
+
+    def on_first(self, work: Callable[[], Any]) -> Any:
+        """Run ``work`` on rank 0 only; its JSON result, or its error, on every rank."""
+        return self.together(lambda: work() if self.first else None)[0]
+
+
+def start_world() -> World:
+    """Join the processes that torchrun started, or be a world of one.
+
+    The device is CUDA where there is one (the rank's own), else the CPU. A dead torchrun takes its ranks along,
+    and a rank that hangs for STALL_TIMEOUT seconds stops all.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    control = None
+    if "RANK" in os.environ and not dist.is_initialized():
+        _die_with_parent()
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        timeout = datetime.timedelta(seconds=STALL_TIMEOUT)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=CONTROL_TIMEOUT))
+    return World(rank, size, device, control)
+
+
+def end_world() -> None:
+    """Leave the group; harmless in a world of one."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when torchrun dies; otherwise ranks outlive it as orphans (measured)."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before the request
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,34 @@
+"""What a run tells the world while it works; the command line draws it, Python code may listen too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class Observer:
+    """All events of a run, on rank 0; this base class ignores them."""
+
+    def message(self, text: str) -> None:
+        """A sentence that people should see: a fallback, a repair, a resume."""
+
+    def tokenizing(self, rows: int) -> None:
+        """Rows tokenized so far."""
+
+    def plan(self, plan: Any) -> None:
+        """The plan (:class:`sengi.train.run_plan.RunPlan`), before anything is trained."""
+
+    def start(self, step: int, num_steps: int, samples_seen: int, total_samples: int) -> None:
+        """Training begins after ``step`` steps done."""
+
+    def micro_batch(self, samples_seen: int) -> None:
+        """A micro-batch begins; ``samples_seen`` counts the samples before it."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """A step is done; the line of dynamics.jsonl."""
+
+    def saved(self, folder: Path) -> None:
+        """A checkpoint is safe on disk."""
+
+    def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
+        """Held-out losses or question scores at a step."""

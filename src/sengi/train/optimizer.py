@@ -1,0 +1,80 @@
+"""AdamW over float32 master weights, the rate of each step, and the global gradient norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from sengi.recipe import Recipe
+from sengi.train.distributed import World
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with the recipe's constants; weight decay on matrices only, not on norms and biases."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=True,
+    )
+
+
+def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
+    """Rate of step ``step`` (from 1) of ``num_steps``: linear warm-up, then constant, cosine or linear to 0.
+
+    A pure function, so that a resumed run needs no scheduler state. The first step after a warm-up of w steps
+    has the peak rate; with cosine and linear the rate would reach 0 one step after the last.
+    """
+    warmup = recipe.warmup_count(num_steps)
+    if step <= warmup:
+        return recipe.learning_rate * step / (warmup + 1)
+    progress = (step - 1 - warmup) / max(1, num_steps - warmup)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[recipe.lr_scheduler_type]
+    return recipe.learning_rate * factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use ``rate`` for the next step of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; a plain tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter], world: World) -> Tensor:
+    """Global L2 norm of the gradients of all ranks' shards, float64 scalar; NaN and infinity come through."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    parts = [local(g) for g in grads]
+    parts = [g for g in parts if g.numel()]
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    if parts:
+        total = torch.stack(torch._foreach_norm(parts)).double().square().sum()
+    if any(isinstance(g, DTensor) for g in grads):
+        world.sum(total)
+    return total.sqrt()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
+    """Scale gradients down to ``max_norm`` where ``norm`` is above it; 0 turns clipping off."""
+    if max_norm > 0 and norm > max_norm:
+        grads = [local(p.grad) for p in parameters if p.grad is not None]
+        torch._foreach_mul_(grads, max_norm / norm)

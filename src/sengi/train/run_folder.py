@@ -1,0 +1,166 @@
+"""The run folder as training writes it: recipe, plan, environment, status, dynamics, evaluations.
+
+Only rank 0 holds one. Readers (report, studies, trackers) use the files; nothing else is shared with them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sengi import storage
+from sengi.errors import InputError
+from sengi.recipe_sources import ResolvedRecipe
+
+HEARTBEAT = 5.0  # seconds between rewrites of status.json while nothing else happens
+# What may change between two calls on one folder, because no weight depends on it
+FREE_KEYS = frozenset(
+    {
+        "output_dir",
+        "max_tokens_per_device",
+        "save_steps",
+        "save_samples",
+        "save_total_limit",
+        "eval_data",
+        "eval_questions",
+        "eval_steps",
+        "report_to",
+        "preset",
+    }
+)
+
+
+def check_same_recipe(folder: Path, resolved: ResolvedRecipe) -> list[str]:
+    """Compare with the recipe that ``folder`` was started with.
+
+    Returns:
+        Sentences about keys that changed and may change.
+
+    Raises:
+        InputError: a key that decides the weights changed; shows every difference.
+    """
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        return []
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    now = resolved.recipe.model_dump(mode="json")
+    changed = [key for key in now if before.get(key) != now[key]]
+    bad = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed if key not in FREE_KEYS]
+    if bad:
+        raise InputError(
+            f"{folder}: holds a run of another recipe ({'; '.join(bad)}); restore the values to continue it, or "
+            "choose another output_dir"
+        )
+    return [f"{key} was {before.get(key)!r}, is now {now[key]!r}" for key in changed if key != "output_dir"]
+
+
+def check_same_data(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The plan.json of the run in ``folder``, if there is one.
+
+    Raises:
+        InputError: data, tokenizer or template changed since the run began.
+    """
+    earlier = read_plan(folder)
+    if earlier and earlier.get("data_fingerprint") != fingerprint:
+        raise InputError(
+            f"{folder}: data, tokenizer or chat template changed since this run began; restore them to continue it, "
+            "or choose another output_dir"
+        )
+    return earlier
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """plan.json of a run folder, or None."""
+    path = folder / "plan.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+class RunFolder:
+    """Writes the files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._log: storage.AppendLog | None = None
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "reason": "",
+            "started": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        self._written = 0.0
+
+    def write_request(self, resolved: ResolvedRecipe, plan: dict[str, Any], environment: dict[str, Any]) -> None:
+        """recipe.yaml, plan.json and environment.json."""
+        storage.write_json(self.path / "environment.json", environment)
+        storage.write_json(self.path / "plan.json", plan)
+        storage.write_file(self.path / "recipe.yaml", resolved.to_yaml().encode())
+
+    def status(self, now: bool = True, **facts: Any) -> None:
+        """Update status.json; with ``now=False`` only when the last write is HEARTBEAT seconds old."""
+        self._status.update(facts, heartbeat=time.time())
+        if now or time.monotonic() - self._written >= HEARTBEAT:
+            storage.write_json(self.path / "status.json", self._status)
+            self._written = time.monotonic()
+
+    def open_log(self, step: int) -> list[str]:
+        """Open dynamics.jsonl to go on after ``step``; later lines belong to steps that will be done again.
+
+        Returns:
+            Sentences about what was repaired.
+        """
+        path = self.path / "dynamics.jsonl"
+        self._log = storage.AppendLog(path)
+        notes = (
+            [f"dynamics.jsonl: cut a half-written line of {self._log.torn_bytes} bytes"] if self._log.torn_bytes else []
+        )
+        lines = storage.read_lines(path)
+        keep = [line for line in lines if line["step"] <= step]
+        if [line["step"] for line in keep] != list(range(1, step + 1)):
+            raise InputError(
+                f"{path}: does not have exactly one line for each of the {step} steps done; restore the file, or "
+                "choose another output_dir"
+            )
+        if len(keep) < len(lines):
+            self._log.close()
+            storage.write_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in keep).encode())
+            self._log = storage.AppendLog(path)
+            notes.append(
+                f"steps {step + 1} to {lines[-1]['step']} were done after the last checkpoint; doing them again"
+            )
+        return notes
+
+    def log_step(self, record: dict[str, Any]) -> None:
+        """Append one line to dynamics.jsonl."""
+        assert self._log is not None
+        self._log.append(record)
+
+    def sync_log(self) -> None:
+        """Flush dynamics.jsonl; before a checkpoint, so that it never knows of steps that the log lost."""
+        assert self._log is not None
+        self._log.sync()
+
+    def write_evaluation(self, step: int, kind: str, result: dict[str, Any], items: list[dict[str, Any]]) -> None:
+        """evaluations/step-<step>-<kind>.json and, where there are items, its .items.jsonl."""
+        folder = self.path / "evaluations"
+        storage.create_folder(folder)
+        name = evaluation_name(step, kind)
+        if items:
+            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            storage.write_file(folder / f"{name}.items.jsonl", lines.encode())
+        storage.write_json(folder / f"{name}.json", {"step": step, **result})
+
+    def has_evaluation(self, step: int, kind: str) -> bool:
+        """Whether that evaluation is there already."""
+        return (self.path / "evaluations" / f"{evaluation_name(step, kind)}.json").exists()
+
+
+def evaluation_name(step: int, kind: str) -> str:
+    """File name of an evaluation, without suffix."""
+    return f"step-{step:08d}-{kind}"

@@ -1,0 +1,188 @@
+"""The plan of a run: every number that follows from the recipe and the data, before anything is trained."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sengi.data.packing import pack_step
+from sengi.data.plan import StepPlan
+from sengi.data.store import TokenStore
+from sengi.errors import InputError
+from sengi.model.cost import ModelCost
+from sengi.recipe import Recipe, default_reason
+from sengi.recipe_sources import ResolvedRecipe
+
+LOOK_AT = 16  # steps whose packs are looked at for the forecast
+CPU_EFFICIENCY, GPU_EFFICIENCY = 0.55, 0.35  # share of the peak that training reached where it was measured
+NOTABLE = (
+    "effective_batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "loss_reduction",
+    "dtype",
+    "max_tokens_per_device",
+)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Batch arithmetic, packing and forecasts of one run on this machine.
+
+    Attributes:
+        samples: samples in the store; ``epoch_samples`` counts weights in.
+        steps: optimizer steps; the last holds ``last_step_samples``.
+        max_tokens_per_device: the token budget in use.
+        packs_per_step: mean micro-batches of a step over all ranks; ``pack_fill`` is the share of the budget used.
+        tokens: tokens of the whole run; ``flops`` the floating-point operations they cost.
+        forecast_seconds: rough training time, or None where the peak of the device is not known.
+        checkpoint_bytes: size of one checkpoint; ``disk_bytes`` of all that are kept at once.
+    """
+
+    samples: int
+    epoch_samples: int
+    steps: int
+    steps_per_epoch: float
+    last_step_samples: int
+    world_size: int
+    device: str
+    dtype: str
+    max_tokens_per_device: int
+    packs_per_step: float
+    pack_fill: float
+    tokens: int
+    supervised_tokens: int
+    parameters: int
+    flops: float
+    peak_flops: float | None
+    forecast_seconds: float | None
+    checkpoint_bytes: int
+    disk_bytes: int
+    disk_free: int
+    data_fingerprint: str
+    data: dict[str, Any]
+    origins: dict[str, str]
+    reasons: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as kept in plan.json."""
+        values = asdict(self)
+        values["forecast"] = {name: values.pop(name) for name in ("forecast_seconds", "checkpoint_bytes", "disk_bytes")}
+        return values
+
+
+def make_plan(
+    resolved: ResolvedRecipe,
+    store: TokenStore,
+    steps: StepPlan,
+    cost: ModelCost,
+    *,
+    budget: int,
+    dtype: torch.dtype,
+    dtype_reason: str,
+    world_size: int,
+    device: torch.device,
+    peak: float | None,
+) -> RunPlan:
+    """Work out the plan.
+
+    Raises:
+        InputError: a sample does not fit the token budget, or the checkpoints would not fit the disk.
+    """
+    recipe = resolved.recipe
+    longest = int(store.lengths.max())
+    if longest > budget:
+        place = store.place(int(store.lengths.argmax()))
+        raise InputError(
+            f"max_tokens_per_device is {budget:,}, but {place} has {longest:,} tokens; raise max_tokens_per_device "
+            "or lower max_length"
+        )
+    looked = np.unique(np.linspace(1, steps.num_steps, min(LOOK_AT, steps.num_steps)).astype(int))
+    packs = [pack_step(store.lengths[steps.step_samples(k)], budget, world_size, cost.attention_cost) for k in looked]
+    slots = sum(len(rank) for step in packs for rank in step.ranks)
+    share = steps.total_samples / len(store)
+    squares = float((store.lengths.astype(np.float64) ** 2).sum()) * share
+    tokens, targets = int(store.lengths.sum() * share), int(store.supervised.sum() * share)
+    flops = cost.flops(tokens, targets, squares)
+    efficiency = CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY
+    # ranks of one CPU share its cores, so more of them add no peak
+    speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
+    checkpoint = cost.parameters * (12 + dtype.itemsize) + (20 << 20)
+    kept = min(recipe.save_total_limit or 10**9, _saves(recipe, steps)) + 1
+    folder = next(
+        p for p in (Path(recipe.output_dir).resolve(), *Path(recipe.output_dir).resolve().parents) if p.exists()
+    )
+    plan = RunPlan(
+        samples=len(store),
+        epoch_samples=steps.epoch_size,
+        steps=steps.num_steps,
+        steps_per_epoch=steps.epoch_size / steps.batch_size,
+        last_step_samples=steps.last_step_size,
+        world_size=world_size,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        max_tokens_per_device=budget,
+        packs_per_step=slots / len(packs),
+        pack_fill=sum(step.tokens for step in packs) / (slots * budget),
+        tokens=tokens,
+        supervised_tokens=targets,
+        parameters=cost.parameters,
+        flops=flops,
+        peak_flops=peak,
+        forecast_seconds=flops / speed if speed else None,
+        checkpoint_bytes=checkpoint,
+        disk_bytes=checkpoint * kept,
+        disk_free=shutil.disk_usage(folder).free,
+        data_fingerprint=store.fingerprint,
+        data=store.summary(),
+        origins=dict(resolved.origins),
+        reasons=_reasons(resolved, dtype_reason),
+        warnings=_warnings(recipe, steps, store),
+    )
+    existing = sum(f.stat().st_size for f in Path(recipe.output_dir).glob("checkpoint-*/**/*") if f.is_file())
+    if plan.disk_bytes > plan.disk_free + existing:
+        raise InputError(
+            f"{folder}: {kept} checkpoints of {checkpoint / 1e9:.2f} GB need {plan.disk_bytes / 1e9:.2f} GB, "
+            f"{plan.disk_free / 1e9:.2f} GB are free; free space, lower save_total_limit or choose another output_dir"
+        )
+    return plan
+
+
+def _saves(recipe: Recipe, steps: StepPlan) -> int:
+    if recipe.save_steps is not None:
+        return -(-steps.num_steps // recipe.save_steps)
+    return 1 + (steps.total_samples // recipe.save_samples if recipe.save_samples else 0)
+
+
+def _reasons(resolved: ResolvedRecipe, dtype_reason: str) -> dict[str, str]:
+    """Why each notable value that the user did not give is what it is."""
+    reasons = {key: default_reason(key) for key in NOTABLE if key not in resolved.origins}
+    if resolved.recipe.dtype == "auto":
+        reasons["dtype"] = dtype_reason
+    return reasons
+
+
+def _warnings(recipe: Recipe, steps: StepPlan, store: TokenStore) -> list[str]:
+    warnings = []
+    if steps.num_steps < 20:
+        warnings.append(
+            f"only {steps.num_steps} optimizer steps: {steps.total_samples:,} samples at effective_batch_size "
+            f"{recipe.effective_batch_size:,}; a smaller batch gives the model more steps to learn in"
+        )
+    if steps.last_step_size < recipe.effective_batch_size and steps.num_steps > 1:
+        warnings.append(f"the last step is short: {steps.last_step_size:,} of {recipe.effective_batch_size:,} samples")
+    dropped = store.meta["dropped"]
+    if dropped:
+        parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        warnings.append(f"dropped {sum(dropped.values()):,} rows ({parts}); listed in dropped.jsonl of the run folder")
+    if store.meta["truncated"]:
+        warnings.append(f"truncated {store.meta['truncated']:,} samples to {recipe.max_length:,} tokens")
+    return warnings

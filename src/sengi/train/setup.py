@@ -1,0 +1,105 @@
+"""What a run and its plan have in common: the model folder, the token store, the order, the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sengi.data.plan import StepPlan
+from sengi.data.store import StoreOptions, TokenStore
+from sengi.data.store_build import open_store
+from sengi.errors import ModelError
+from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
+from sengi.model.inspect import inspect_model_folder
+from sengi.model.resolve import resolve_model
+from sengi.recipe import DataEntry
+from sengi.recipe_sources import ResolvedRecipe
+from sengi.train.distributed import World
+from sengi.train.observer import Observer
+from sengi.train.run_plan import RunPlan, make_plan
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that is known before weights are read."""
+
+    resolved: ResolvedRecipe
+    model_folder: Path
+    store: TokenStore
+    heldout: TokenStore | None
+    steps: StepPlan
+    cost: ModelCost
+    plan: RunPlan
+
+
+def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, object] | None) -> Setup:
+    """Resolve the model, build or open the stores and make the plan; all ranks call this together.
+
+    Args:
+        resolved: the recipe.
+        world: processes of the run.
+        observer: told of tokenizing progress.
+        earlier: plan.json of the run that is continued: what was chosen automatically then stays.
+
+    Raises:
+        InputError: model, data or recipe cannot be used.
+    """
+    recipe = resolved.recipe
+    folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
+    options = StoreOptions(recipe.max_length, recipe.overlong)
+
+    def build(entries: list[DataEntry]) -> TokenStore:
+        world.on_first(lambda: open_store(entries, folder, options, progress=observer.tokenizing).fingerprint)
+        return open_store(entries, folder, options)  # there now: opened, not built
+
+    store = build(recipe.data)
+    heldout = build(recipe.eval_data) if recipe.eval_data else None
+    steps = StepPlan(
+        num_samples=len(store),
+        batch_size=recipe.effective_batch_size,
+        num_epochs=recipe.num_train_epochs,
+        seed=recipe.seed,
+        max_steps=recipe.max_steps,
+        entries=[(count, entry.weight) for count, entry in zip(store.entry_counts, recipe.data, strict=True)],
+    )
+    if steps.total_samples == 0:
+        raise ModelError("data: the weights leave no sample; raise a weight")
+    cost = cost_without_weights(folder)
+    dtype, reason = best_dtype(world.device)
+    if recipe.dtype != "auto":
+        dtype = DTYPES[recipe.dtype]
+    elif earlier:
+        dtype = DTYPES[str(earlier["dtype"])]
+    if isinstance(recipe.max_tokens_per_device, int):
+        budget = recipe.max_tokens_per_device
+    elif earlier:
+        budget = int(str(earlier["max_tokens_per_device"]))
+    else:
+        share = world.size if world.device.type == "cpu" else 1
+        memory = min(world.gather(available_memory(world.device, share)))
+        budget = token_budget(cost, int(store.lengths.max()), memory, world.size, world.device)
+    plan = make_plan(
+        resolved,
+        store,
+        steps,
+        cost,
+        budget=budget,
+        dtype=dtype,
+        dtype_reason=reason,
+        world_size=world.size,
+        device=world.device,
+        peak=world.on_first(lambda: peak_flops(world.device, dtype)),
+    )
+    return Setup(resolved, folder, store, heldout, steps, cost, plan)
+
+
+def cost_without_weights(folder: Path) -> ModelCost:
+    """The model's sizes from its config alone: built on the meta device, no weight is read."""
+    inspect_model_folder(folder)
+    with torch.device("meta"):
+        return model_cost(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True)))

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: one request saves and stops, a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopRequest:
+    """Catches SIGINT and SIGTERM while it is entered; does nothing outside the main thread.
+
+    Attributes:
+        reason: name of the signal that asked to stop, or empty.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._first = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        # torchrun passes a Ctrl-C on as SIGTERM a moment later: that is the same request, not a second one
+        if self.reason and number == signal.SIGINT and time.monotonic() - self._first > 1.0:
+            raise KeyboardInterrupt
+        if not self.reason:
+            self.reason, self._first = signal.Signals(number).name, time.monotonic()
