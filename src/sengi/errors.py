@@ -23,6 +23,7 @@ class SengiError(Exception):
     """Base of all errors that Sengi raises on purpose; ``exit_code`` is the exit status of the command."""
 
     exit_code = 1
+    elsewhere = False  # True on the ranks that only learned of it
 
 
 class InputError(SengiError):
@@ -50,6 +51,9 @@ class MaskError(InputError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[MaskError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))  # worker processes send it home
 
 
 class ModelError(InputError):

@@ -26,6 +26,7 @@ import numpy as np
 from sengi.data.conversation import Conversation, Sample
 from sengi.data.files import find_files
 from sengi.data.formats import read_conversations
+from sengi.data.rows import NOTHING_TO_LEARN, RowError
 from sengi.data.store import VERSION, StoreOptions, TokenStore, cache_folder
 from sengi.errors import DataError, MaskError
 from sengi.recipe import DataEntry
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 BATCH = 1000  # rows a worker gets at a time
 ALONE = 4  # batches the parent does itself before it pays for starting workers (about 3 s each)
 
-Result: TypeAlias = Sample | MaskError
-Batch: TypeAlias = list[tuple[int, Conversation]]  # (data entry, row)
+Row: TypeAlias = Conversation | RowError
+Result: TypeAlias = Sample | MaskError | RowError
+Batch: TypeAlias = list[tuple[int, Row]]  # (data entry, row)
 
 
 def open_store(
@@ -77,8 +79,8 @@ def open_store(
         writer = _Writer(building, entries, files, options)
         rows = _rows(entries, files)
         for batch, results in _tokenize(rows, masker, tokenizer_folder, workers or min(8, os.cpu_count() or 1)):
-            for (entry, conversation), result in zip(batch, results, strict=True):
-                writer.add(entry, conversation, result)
+            for (entry, row), result in zip(batch, results, strict=True):
+                writer.add(entry, row, result)
             if progress is not None:
                 progress(writer.rows)
         writer.finish(fingerprint)
@@ -111,20 +113,21 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rows(entries: Sequence[DataEntry], files: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, Conversation]]:
+def _rows(entries: Sequence[DataEntry], files: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, Row]]:
+    """All rows. One that cannot be read is an error: leaving it out would train on other data than was asked for."""
     for entry, path in files:
         for row in read_conversations(path):
-            if isinstance(row, Exception):
+            if isinstance(row, RowError) and row.reason not in NOTHING_TO_LEARN:
                 raise row
             yield entry, row
 
 
 def _tokenize(
-    rows: Iterator[tuple[int, Conversation]], masker: Masker, folder: Path, workers: int
+    rows: Iterator[tuple[int, Row]], masker: Masker, folder: Path, workers: int
 ) -> Iterator[tuple[Batch, list[Result]]]:
     batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
     for batch in itertools.islice(batches, ALONE):
-        yield batch, masker.samples([conversation for _, conversation in batch])
+        yield batch, _mask([row for _, row in batch], masker)
     waiting: deque[tuple[Batch, Future[list[Result]]]] = deque()
     first = next(batches, None)
     if first is None:
@@ -133,7 +136,7 @@ def _tokenize(
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder,)) as pool:
         try:
             for batch in itertools.chain([first], batches):
-                waiting.append((batch, pool.submit(_work, [conversation for _, conversation in batch])))
+                waiting.append((batch, pool.submit(_work, [row for _, row in batch])))
                 if len(waiting) > 2 * workers:
                     done, future = waiting.popleft()
                     yield done, future.result()
@@ -159,9 +162,15 @@ def _start_worker(folder: Path) -> None:
     _worker = Masker(load_tokenizer(folder))
 
 
-def _work(batch: list[Conversation]) -> list[Result]:
+def _work(batch: list[Row]) -> list[Result]:
     assert _worker is not None
-    return _worker.samples(batch)
+    return _mask(batch, _worker)
+
+
+def _mask(batch: list[Row], masker: Masker) -> list[Result]:
+    """Samples of a batch; rows that are errors already stay what they are."""
+    done = iter(masker.samples([row for row in batch if isinstance(row, Conversation)]))
+    return [next(done) if isinstance(row, Conversation) else row for row in batch]
 
 
 @dataclass
@@ -187,11 +196,14 @@ class _Writer:
         self._mask: IO[bytes] = (self.folder / "mask.bin").open("wb")
         self._drops: IO[str] = (self.folder / "dropped.jsonl").open("w", encoding="utf-8")
 
-    def add(self, entry: int, conversation: Conversation, result: Result) -> None:
+    def add(self, entry: int, conversation: Row, result: Result) -> None:
         """Write a sample, or note why it is left out."""
         self.rows += 1
-        if isinstance(result, MaskError):
-            self._drop(conversation, result.reason, str(result))
+        if isinstance(conversation, RowError) or not isinstance(result, Sample):
+            error = result if isinstance(result, MaskError | RowError) else conversation
+            assert isinstance(error, MaskError | RowError)
+            place = conversation.place if isinstance(conversation, Conversation) else ""
+            self._drop(place, error.reason, str(error))
             return
         length, limit = len(result.input_ids), self.options.max_length
         if length > limit and self.options.overlong == "error":
@@ -200,14 +212,14 @@ class _Writer:
                 "overlong to drop or truncate"
             )
         if length > limit and self.options.overlong == "drop":
-            self._drop(conversation, "overlong", f"{length:,} tokens, max_length is {limit:,}")
+            self._drop(conversation.place, "overlong", f"{length:,} tokens, max_length is {limit:,}")
             return
         if length > limit:
             self.truncated += 1
-            self._note(conversation, "truncated", f"{length:,} tokens cut to {limit:,}; its closing token is lost")
+            self._note(conversation.place, "truncated", f"{length:,} tokens cut to {limit:,}; its closing token is lost")
             result = Sample(result.input_ids[:limit], result.loss_mask[:limit])
         if result.num_supervised == 0:
-            self._drop(conversation, "no_supervised_token", "no token of this sample would be trained")
+            self._drop(conversation.place, "no_supervised_token", "no token of this sample would be trained")
             return
         self._keep(entry, conversation, result)
 
@@ -224,13 +236,15 @@ class _Writer:
     def _number(self, column: str, name: str) -> int:
         return self.names[column].setdefault(name, len(self.names[column]))
 
-    def _drop(self, conversation: Conversation, reason: str, message: str) -> None:
+    def _drop(self, place: str, reason: str, message: str) -> None:
         self.dropped[reason] += 1
-        self.first_drop = self.first_drop or f"{conversation.place}: {reason}: {message}"
-        self._note(conversation, reason, message)
+        if not message.startswith(place):
+            message = f"{place}: {message}"
+        self.first_drop = self.first_drop or f"{message} ({reason})"
+        self._note(place, reason, message)
 
-    def _note(self, conversation: Conversation, reason: str, message: str) -> None:
-        line = {"place": conversation.place, "reason": reason, "message": message}
+    def _note(self, place: str, reason: str, message: str) -> None:
+        line = {"place": place, "reason": reason, "message": message}
         self._drops.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def finish(self, fingerprint: str) -> None:

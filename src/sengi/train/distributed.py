@@ -88,9 +88,11 @@ class World:
             if raised is not None and rank == self.rank:
                 raise raised
             kind = getattr(errors, problem[0], None)
+            told: SengiError = RankError(f"rank {rank}: {problem[0]}: {problem[1]}")
             if isinstance(kind, type) and issubclass(kind, SengiError) and kind is not errors.MaskError:
-                raise kind(problem[1])
-            raise RankError(f"rank {rank}: {problem[0]}: {problem[1]}")
+                told = kind(problem[1])
+            told.elsewhere = True  # the rank it happened on prints it
+            raise told
         return [value for value, _ in outcomes]
 
     def on_first(self, work: Callable[[], Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import resource
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.export import export_files, model_card
+from sengi.train.ledger import samples_digest
 from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sengi.train.run_folder import RunFolder, check_same_data, check_same_recipe, read_plan
@@ -156,10 +156,10 @@ class _Run:
         self.doing = "loading the model"
         dtype = DTYPES[self.setup.plan.dtype]
         self.autocast = dtype if dtype != torch.float32 else None
-        lm = load_model(self.setup.model_folder).to(self.world.device)
+        lm = load_model(self.setup.model_folder)
         tokenizer = load_tokenizer(self.setup.model_folder)
         self.files = export_files(lm, tokenizer, self.recipe, dtype)
-        self.model = shard(prepare(lm), self.world)
+        self.model = shard(prepare(lm).to(self.world.device), self.world)
         self.optimizer = build_optimizer(self.model, self.recipe)
         found = checkpoint.newest_valid(self.path, self.world, self.observer.message)
         self.loss = float("nan")
@@ -238,7 +238,7 @@ class _Run:
             "step_seconds": seconds,
             "data_wait_seconds": planned + result.data_seconds,
             "peak_memory_bytes": _peak_memory(self.world.device),
-            "samples_sha256": hashlib.sha256(samples.tobytes()).hexdigest()[:16],
+            "samples_sha256": samples_digest(samples),
         }
         self._on_first(lambda: self.folder.log_step(record))
         self.observer.step(record)

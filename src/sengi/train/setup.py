@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sengi.data.plan import StepPlan
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
-from sengi.errors import ModelError
+from sengi.errors import RecipeError
 from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
 from sengi.model.inspect import inspect_model_folder
 from sengi.model.resolve import resolve_model
@@ -50,25 +50,8 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         InputError: model, data or recipe cannot be used.
     """
     recipe = resolved.recipe
-    folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
-    options = StoreOptions(recipe.max_length, recipe.overlong)
-
-    def build(entries: list[DataEntry]) -> TokenStore:
-        world.on_first(lambda: open_store(entries, folder, options, progress=observer.tokenizing).fingerprint)
-        return open_store(entries, folder, options)  # there now: opened, not built
-
-    store = build(recipe.data)
-    heldout = build(recipe.eval_data) if recipe.eval_data else None
-    steps = StepPlan(
-        num_samples=len(store),
-        batch_size=recipe.effective_batch_size,
-        num_epochs=recipe.num_train_epochs,
-        seed=recipe.seed,
-        max_steps=recipe.max_steps,
-        entries=[(count, entry.weight) for count, entry in zip(store.entry_counts, recipe.data, strict=True)],
-    )
-    if steps.total_samples == 0:
-        raise ModelError("data: the weights leave no sample; raise a weight")
+    folder, store, steps = open_data(resolved, world, observer)
+    heldout = _open(recipe.eval_data, folder, resolved, world, observer) if recipe.eval_data else None
     cost = cost_without_weights(folder)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
@@ -96,6 +79,37 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         peak=world.on_first(lambda: peak_flops(world.device, dtype)),
     )
     return Setup(resolved, folder, store, heldout, steps, cost, plan)
+
+
+def open_data(resolved: ResolvedRecipe, world: World, observer: Observer) -> tuple[Path, TokenStore, StepPlan]:
+    """The model folder, the training store (built if it is not there) and the order of its samples.
+
+    Raises:
+        InputError: the model or the data cannot be used.
+    """
+    recipe = resolved.recipe
+    folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
+    store = _open(recipe.data, folder, resolved, world, observer)
+    steps = StepPlan(
+        num_samples=len(store),
+        batch_size=recipe.effective_batch_size,
+        num_epochs=recipe.num_train_epochs,
+        seed=recipe.seed,
+        max_steps=recipe.max_steps,
+        entries=[(count, entry.weight) for count, entry in zip(store.entry_counts, recipe.data, strict=True)],
+    )
+    if steps.total_samples == 0:
+        raise RecipeError("data: the weights leave no sample; raise a weight")
+    return folder, store, steps
+
+
+def _open(
+    entries: list[DataEntry], folder: Path, resolved: ResolvedRecipe, world: World, observer: Observer
+) -> TokenStore:
+    """A store, built by rank 0 if it is not there; the other ranks wait and open it."""
+    options = StoreOptions(resolved.recipe.max_length, resolved.recipe.overlong)
+    path = world.on_first(lambda: str(open_store(entries, folder, options, progress=observer.tokenizing).path))
+    return TokenStore(Path(path))
 
 
 def cost_without_weights(folder: Path) -> ModelCost:

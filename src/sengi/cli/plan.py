@@ -1,0 +1,121 @@
+"""``sengi plan``: the arithmetic of a run, printed before anything is paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from sengi.cli.console import err, out
+
+if TYPE_CHECKING:
+    from sengi.recipe import Recipe
+    from sengi.train.run_plan import RunPlan
+
+
+def plan(
+    recipe: Path,
+    *,
+    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    json: bool = False,
+) -> int:
+    """Show samples, steps, packs, tokens, time and disk of a run, and why each notable value is what it is.
+
+    Args:
+        recipe: Recipe file (YAML).
+        set_: key=value on top of the recipe; may be given several times.
+        json: Print one JSON object instead.
+    """
+    import json as json_module
+
+    from sengi.recipe_sources import resolve_recipe
+    from sengi.train.distributed import start_world
+    from sengi.train.observer import Observer
+    from sengi.train.run_folder import read_plan
+    from sengi.train.setup import set_up
+
+    resolved = resolve_recipe(recipe, set_ or ())
+    with err.status("reading data") as status:
+
+        class Show(Observer):
+            def tokenizing(self, rows: int) -> None:
+                status.update(f"tokenizing: {rows:,} rows")
+
+        setup = set_up(resolved, start_world(), Show(), read_plan(Path(resolved.recipe.output_dir)))
+    if json:
+        out.file.write(json_module.dumps(setup.plan.to_dict(), ensure_ascii=False) + "\n")
+    else:
+        print_plan(setup.plan, resolved.recipe)
+    return 0
+
+
+def print_plan(plan: RunPlan, recipe: Recipe) -> None:
+    """The plan as people read it: every product written out, every default with its reason."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in plan_lines(plan, recipe):
+        table.add_row(name, Text(value))
+    out.print(table)
+    for warning in plan.warnings:
+        out.print(Text(f"note: {warning}", style="yellow"))
+
+
+def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
+    """Name and sentence of each line of the plan."""
+    from sengi.report.formats import duration
+
+    batch = recipe.effective_batch_size
+    whole = plan.epoch_samples * recipe.num_train_epochs
+    capped = recipe.max_steps is not None and plan.steps == recipe.max_steps and plan.steps * batch < whole
+    seen = plan.steps * batch if capped else whole
+    gigabytes = 1e9
+    lines = [
+        ("model", f"{recipe.model_name_or_path}, {plan.parameters / 1e6:,.1f}M parameters"),
+        ("data", f"{plan.samples:,} samples" + _weighted(plan)),
+        (
+            "samples seen",
+            f"{plan.epoch_samples:,} an epoch x {recipe.num_train_epochs} epochs = {whole:,}"
+            + (f", cut to {seen:,} by max_steps {recipe.max_steps}" if capped else ""),
+        ),
+        (
+            "steps",
+            f"{seen:,} samples / {batch:,} a step = {plan.steps:,} optimizer steps"
+            + (f", the last with {plan.last_step_samples:,}" if plan.last_step_samples != batch else ""),
+        ),
+        (
+            "micro-batches",
+            f"{plan.packs_per_step:,.1f} packs a step on {plan.world_size} x {plan.device}, at most "
+            f"{plan.max_tokens_per_device:,} tokens each, {plan.pack_fill:.1%} full",
+        ),
+        (
+            "tokens",
+            f"{plan.tokens:,}, of which {plan.supervised_tokens:,} supervised "
+            f"({plan.supervised_tokens / plan.tokens:.0%})",
+        ),
+        ("compute", f"{plan.flops:.3g} FLOP in {plan.dtype}, weights and optimizer in float32"),
+        (
+            "time",
+            f"about {duration(plan.forecast_seconds)}, a rough forecast from {plan.peak_flops / 1e9:,.0f} GFLOP/s peak"
+            if plan.forecast_seconds and plan.peak_flops
+            else "not known for this device; the progress bar will tell",
+        ),
+        (
+            "disk",
+            f"{plan.checkpoint_bytes / gigabytes:,.2f} GB a checkpoint, at most {plan.disk_bytes / gigabytes:,.2f} GB "
+            f"at once, {plan.disk_free / gigabytes:,.1f} GB free",
+        ),
+        ("output", recipe.output_dir),
+    ]
+    values: dict[str, Any] = {"dtype": plan.dtype, "max_tokens_per_device": plan.max_tokens_per_device}
+    for key, reason in plan.reasons.items():
+        lines.append((key, f"{values.get(key, getattr(recipe, key))}   ({reason})"))
+    return lines
+
+
+def _weighted(plan: RunPlan) -> str:
+    return f", {plan.epoch_samples:,} an epoch by weight" if plan.epoch_samples != plan.samples else ""

@@ -1,0 +1,111 @@
+"""What training looks like in a terminal: a live bar, or one line a step where there is none (logs, pipes)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from sengi.cli.console import err, out
+from sengi.cli.plan import print_plan
+from sengi.recipe import Recipe
+from sengi.report.formats import duration
+from sengi.train.observer import Observer
+from sengi.train.run_plan import RunPlan
+
+MEMORY = 0.7  # weight of the past in the smoothed speed
+
+
+class TrainDisplay(Observer):
+    """Draws the events of a run on stderr; the plan goes to stdout."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._live = err.is_terminal
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=err,
+            auto_refresh=self._live,
+            expand=True,
+        )
+        self._task: Any = None
+        self._begun = time.monotonic()
+        self._speed = 0.0  # samples a second, smoothed
+        self._seen = 0
+        self._samples = (0, 0)
+        self._steps = 0
+        self._numbers = ""
+
+    def __enter__(self) -> TrainDisplay:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """A sentence above the bar."""
+        self._print(Text(f"note: {text}", style="yellow"))
+
+    def tokenizing(self, rows: int) -> None:
+        """Rows tokenized so far, on one line."""
+        if self._live:
+            err.print(f"tokenizing: {rows:,} rows", end="\r")
+
+    def plan(self, plan: RunPlan) -> None:
+        """Print the plan before anything is trained."""
+        print_plan(plan, self.recipe)
+        out.file.flush()
+        if self.recipe.eval_questions:
+            self._print(Text("scoring questions before training ..."))
+
+    def start(self, step: int, num_steps: int, samples_seen: int, total_samples: int) -> None:
+        """Start the bar."""
+        self._steps, self._samples, self._seen = num_steps, (samples_seen, total_samples), samples_seen
+        self._begun = time.monotonic()
+        self._task = self._bar.add_task("training", total=total_samples, completed=samples_seen, numbers="")
+        if self._live:
+            self._bar.start()
+
+    def micro_batch(self, samples_seen: int) -> None:
+        """Move the bar inside a step; large steps take minutes."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=samples_seen)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Loss, gradient norm, speed and time left."""
+        samples = record["samples_seen"] - self._seen
+        speed = samples / max(record["step_seconds"], 1e-9)
+        self._speed = speed if not self._speed else MEMORY * self._speed + (1 - MEMORY) * speed
+        self._seen = record["samples_seen"]
+        left = (self._samples[1] - self._seen) / self._speed
+        self._numbers = (
+            f"loss {record['loss']:.4f}  grad norm {record['grad_norm']:.3f}  "
+            f"{record['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
+        )
+        self._bar.update(self._task, completed=self._seen, numbers=self._numbers)
+        if not self._live:
+            err.print(f"step {record['step']}/{self._steps}  {self._numbers}", markup=False, soft_wrap=True)
+        if self._seen == self._samples[1]:
+            self._bar.stop()
+
+    def saved(self, folder: Path) -> None:
+        """A checkpoint is safe."""
+        self._print(Text(f"saved {folder}"))
+
+    def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
+        """The scores over everything, one line each."""
+        for row in scores:
+            if row["group"] == "all":
+                value = f"{row['value']:.4f}" if row["metric"] == "loss" else f"{row['value']:.1%}"
+                self._print(Text(f"step {step}: {row['task']} {row['metric'].replace('_', ' ')} {value}"))
+
+    def _print(self, text: Text) -> None:
+        self._bar.console.print(text, soft_wrap=True)

@@ -1,0 +1,157 @@
+"""Find data files and read their rows: JSONL, JSON, CSV, Parquet, each also compressed."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sengi.data.bounded import COMPRESSIONS, LIMITS, Limits, open_bounded, open_regular, read_document
+from sengi.data.hub import download, looks_like_hub_id
+from sengi.data.readers import Row, csv_rows, json_rows, jsonl_rows, parquet_rows
+from sengi.data.rows import printable, show
+from sengi.errors import DataError
+
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = tuple(kind + compression for compression in (*COMPRESSIONS, "") for kind in KINDS)
+# JSON that describes a dataset and is none: the Hub's and the `datasets` library's own files.
+NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+
+
+@functools.lru_cache(maxsize=4096)  # called for every row without a source
+def split_suffix(path: str | Path) -> tuple[str, str, str]:
+    """Return (stem, kind, compression) of a file name; kind is "" when the file is of no known kind.
+
+    >>> split_suffix("data/train.jsonl.xz")
+    ('train', '.jsonl', '.xz')
+    """
+    name = Path(path).name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            kind = "." + suffix.split(".")[1]
+            return name[: -len(suffix)], kind, suffix[len(kind) :]
+    return name, "", ""
+
+
+def find_files(path: str) -> list[Path]:
+    """Return the data files that ``path`` names, in sorted order, and log the names of those left out.
+
+    Args:
+        path: a file, a folder (searched with its sub-folders) or the id of a dataset on the Hugging Face Hub.
+
+    Raises:
+        DataError: nothing is there, or nothing of a known kind.
+    """
+    files, skipped = list_files(path)
+    if skipped:
+        names = ", ".join(printable(file.name, 100) for file in skipped[:10])
+        more = f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+        logging.getLogger("sengi.data").warning("%s: not data files, left out: %s%s", path, names, more)
+    return files
+
+
+def list_files(path: str) -> tuple[list[Path], list[Path]]:
+    """Return the data files that ``path`` names, and the files beside them that are of no known kind.
+
+    Args:
+        path: see ``find_files``.
+
+    Raises:
+        DataError: see ``find_files``.
+    """
+    here = Path(path).expanduser()
+    if not path or "\0" in path:
+        raise DataError(f"data path {show(path)}: names no file; give a file, a folder or a hub dataset id")
+    if not here.exists():
+        if not looks_like_hub_id(path, split_suffix(path)[1]):
+            raise DataError(_missing(here))
+        here = download(path, SUFFIXES)
+    if not here.is_dir():
+        if not split_suffix(here)[1]:
+            raise DataError(
+                f"{printable(path, 200)}: the name ends in none of {', '.join(KINDS)} "
+                f"(plain or with {', '.join(COMPRESSIONS)}); rename or convert the file"
+            )
+        return [here], []
+    return _list_folder(here, path)
+
+
+def _list_folder(folder: Path, name: str) -> tuple[list[Path], list[Path]]:
+    files: list[Path] = []
+    skipped: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+        for entry in names:
+            if not entry.startswith("."):
+                known = split_suffix(entry)[1] and entry not in NOT_DATA
+                (files if known else skipped).append(Path(root, entry))
+    if not files:
+        others = f" ({len(skipped)} others, such as {printable(str(skipped[0]), 100)})" if skipped else ""
+        raise DataError(
+            f"{printable(name, 200)}: the folder holds no {', '.join(KINDS)} file{others}; "
+            "name the right folder or convert the files"
+        )
+    return sorted(files), sorted(skipped)
+
+
+def _missing(path: Path) -> str:
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    wanted = path.relative_to(parent).parts[0] if parent != path else path.name
+    try:
+        near = difflib.get_close_matches(wanted, os.listdir(parent), n=1, cutoff=0.5)
+    except OSError:
+        near = []
+    hint = f"; did you mean {printable(str(parent / near[0]), 200)}?" if near else "; check the path"
+    return f"{printable(str(path), 200)}: no such file or folder, and no id of a hub dataset (org/name){hint}"
+
+
+def read_rows(
+    path: str | Path, *, limits: Limits = LIMITS, on_bytes: Callable[[int], None] | None = None
+) -> Iterator[Row]:
+    """Yield (row number, row) of one data file; a row that cannot be read comes as a ``RowError``.
+
+    Args:
+        path: the file; its suffix says what it is.
+        limits: bounds on lines and decompression.
+        on_bytes: called with the bytes of the file read since the last call.
+
+    Yields:
+        The row's number from 1 (JSONL: the line number; CSV: records after the header) and its columns.
+
+    Raises:
+        DataError: the file is missing, empty, cut, not UTF-8 or over a limit; the message names file and line.
+    """
+    name = printable(str(path), 300)
+    _, kind, compression = split_suffix(path)
+    if not kind:
+        raise DataError(f"{name}: the name ends in none of {', '.join(KINDS)}; rename or convert the file")
+    if kind == ".parquet" and not compression:
+        rows = parquet_rows(open_regular(Path(path), name), name, limits, on_bytes)
+    else:
+        rows = _stream_rows(Path(path), name, kind, compression, limits, on_bytes)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{name}: the file holds no rows; check how it was written")
+
+
+def _stream_rows(
+    path: Path, name: str, kind: str, compression: str, limits: Limits, on_bytes: Callable[[int], None] | None
+) -> Iterator[Row]:
+    with open_bounded(path, name, compression, limits, on_bytes) as stream:
+        if kind == ".jsonl":
+            yield from jsonl_rows(stream, name, limits)
+        elif kind == ".csv":
+            yield from csv_rows(stream, name, limits)
+        elif kind == ".json":
+            yield from json_rows(read_document(stream, name, limits), name, limits)
+        else:
+            yield from parquet_rows(io.BytesIO(read_document(stream, name, limits)), name, limits, None)
