@@ -21,6 +21,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def _write_new(path: Path, data: bytes | memoryview) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = disk.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         disk.fsync(fd, path)
     finally:
@@ -189,9 +190,10 @@ def publish(stage: Stage, folder: Path, facts: dict[str, Any]) -> None:
     """
     manifest = json.dumps({**facts, "files": stage.records}, indent=1, sort_keys=True).encode()
     seal = f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+    for name, data in ((MANIFEST, manifest), (SEAL, seal)):
+        with explained(stage.path / name, f"writing {len(data):,} bytes"):
+            _write_new(stage.path / name, data)
     with explained(folder, "publishing the folder"):
-        _write_new(stage.path / MANIFEST, manifest)
-        _write_new(stage.path / SEAL, seal)
         for inner in {(stage.path / name).parent for name in stage.records} | {stage.path}:
             _sync_folder(inner)
         disk.rename(stage.path, folder)
@@ -209,14 +211,20 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     files: dict[str, Any] = manifest["files"]
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST, SEAL}
-    for name in sorted(set(files) ^ found):
-        what = "missing" if name in files else "not in the manifest"
+    with explained(folder, "listing"):
+        found = {str(path.relative_to(folder)): path.lstat() for path in folder.rglob("*")}
+    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
+    for name in sorted({*files, *folders, MANIFEST, SEAL} ^ set(found)):
+        what = "not in the manifest" if name in found else "missing"
         raise CheckpointError(f"{folder / name}: {what}; this checkpoint cannot be trusted")
+    for name, status in sorted(found.items()):
+        right = stat.S_ISDIR if name in folders else stat.S_ISREG
+        if not right(status.st_mode):  # a link's target can change after it was hashed
+            raise CheckpointError(f"{folder / name}: a link or special file; a checkpoint has plain files and folders")
     for name, record in sorted(files.items()):
         path = folder / name
-        if path.is_symlink() or path.stat().st_size != record["size"]:
-            raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, the manifest says {record['size']:,}")
+        if found[name].st_size != record["size"]:
+            raise CheckpointError(f"{path}: {found[name].st_size:,} bytes, the manifest says {record['size']:,}")
         if _hash_file(path) != record["sha256"]:
             raise CheckpointError(f"{path}: the content changed since it was saved (SHA-256 differs)")
     return manifest
@@ -226,8 +234,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a published folder, checked against its seal but not against the files.
 
     Raises:
-        CheckpointError: manifest or seal is missing or changed.
+        CheckpointError: manifest or seal is missing or changed, or ``folder`` is a link.
     """
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder}: a link, not a folder; move the checkpoint itself here")
     try:
         data = (folder / MANIFEST).read_bytes()
         seal = (folder / SEAL).read_bytes()
@@ -235,7 +245,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: has no manifest; the save was not finished, or files are missing") from None
     if seal != f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode():
         raise CheckpointError(f"{folder / MANIFEST}: manifest and seal do not agree; one of them was changed")
-    return dict(json.loads(data))
+    try:
+        manifest = dict(json.loads(data))
+        whole = all({"sha256", "size"} <= record.keys() for record in manifest["files"].values())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{folder / MANIFEST}: not a manifest of Sengi, though its seal agrees; it was forged")
+    return manifest
 
 
 def _hash_file(path: Path) -> str:
@@ -249,7 +266,8 @@ def _hash_file(path: Path) -> str:
 def published(parent: Path, prefix: str) -> list[Path]:
     """Folders named ``<prefix><number>`` in ``parent``, by rising number; not verified."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)")
-    found = [(int(match[1]), path) for path in parent.iterdir() if (match := pattern.fullmatch(path.name))]
+    with explained(parent, "listing"):
+        found = [(int(match[1]), path) for path in parent.iterdir() if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -271,17 +289,17 @@ def set_aside(folder: Path) -> Path:
 
 def sweep(parent: Path) -> list[str]:
     """Remove what a crash left behind (``.tmp-*``, ``.trash-*``, ``.*.tmp``); returns their names."""
-    left = [p for p in parent.iterdir() if re.fullmatch(r"\.(tmp|trash)-.*|\..*\.[0-9a-f]{8}\.tmp", p.name)]
     with explained(parent, "removing left-overs"):
+        left = [p for p in parent.iterdir() if re.fullmatch(r"\.(tmp|trash)-.*|\..*\.[0-9a-f]{8}\.tmp", p.name)]
         for path in left:
-            if path.is_dir() and not path.is_symlink():
-                _remove_tree(path)
-            else:
-                disk.unlink(path)
+            _remove_tree(path)
     return [path.name for path in left]
 
 
 def _remove_tree(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():  # what a link points at is not ours
+        disk.unlink(folder)
+        return
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir() and not path.is_symlink():
             disk.rmdir(path)
@@ -307,8 +325,8 @@ def lock(folder: Path) -> Iterator[None]:
             holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
             raise InputError(f"{folder}: process {holder} is already working on this run; wait or stop it") from None
         with explained(path, "writing"):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            disk.truncate(fd, 0, path)
+            disk.write_all(fd, str(os.getpid()).encode(), path)
         yield
     finally:
         os.close(fd)

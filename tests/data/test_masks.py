@@ -137,7 +137,14 @@ def test_ids_are_those_of_the_rendered_text(style, backend):
     row = chat("What is a < b?", "a < b is <b>markup</b>", "And 你好?", "A greeting.")
     rendered = masker._tokenizer.apply_chat_template(list(row.messages), tokenize=False)
     direct = masker._tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    assert masker.sample(row).input_ids.tolist() == direct
+    sample = masker.sample(row)
+    if (style, backend) == ("llama3", "bytes"):
+        # GPT-2's rule makes one token of the header's two new lines at the prompt's end and two before an answer:
+        # the sample has what the model sees at inference.
+        assert sample.input_ids.tolist() != direct
+        assert masker._tokenizer.decode(sample.input_ids.tolist()) == masker._tokenizer.decode(direct)
+    else:
+        assert sample.input_ids.tolist() == direct
     assert not masker.counts["control_text_kept_as_text"]
 
 

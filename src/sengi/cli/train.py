@@ -41,10 +41,12 @@ def run_training(resolved: ResolvedRecipe) -> int:
     import os
 
     from sengi.cli.train_display import TrainDisplay
+    from sengi.report.trackers import Tracker
     from sengi.train.run import train as run
 
     first = int(os.environ.get("RANK", "0")) == 0
-    with TrainDisplay(resolved.recipe) as display:
+    trackers = [Tracker(name, resolved.recipe) for name in resolved.recipe.report_to] if first else []
+    with TrainDisplay(resolved.recipe, trackers) as display:
         result = run(resolved, display)
     if first:
         _print_end(result.folder, result.checkpoint)
@@ -84,7 +86,7 @@ def _print_scores(comparisons: list[Comparison]) -> None:
     table = Table(title="before and after training", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("task", "group"):
         table.add_column(column, no_wrap=True)
-    for column in ("before", "after", "95% interval", "difference", "n"):
+    for column in ("before", "after", "95% interval", "change", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     for c in comparisons:
         metric = c.before.metric
@@ -94,7 +96,7 @@ def _print_scores(comparisons: list[Comparison]) -> None:
             Text(c.before.group.partition("=")[2] or "all"),
             formats.score(c.before.value, metric),
             formats.score(c.after.value, metric),
-            formats.interval(c.after.low, c.after.high, metric),
+            formats.interval(c.after.low, c.after.high, metric).replace(" to ", "–"),
             f"{gap:+.3f}" if metric == "loss" else formats.points(gap),
             f"{c.before.n:,}",
         )

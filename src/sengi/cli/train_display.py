@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from sengi.cli.console import err, out
 from sengi.cli.plan import print_plan
 from sengi.recipe import Recipe
 from sengi.report.formats import duration
+from sengi.report.trackers import Tracker
 from sengi.train.observer import Observer
 from sengi.train.run_plan import RunPlan
 
@@ -23,8 +25,9 @@ MEMORY = 0.7  # weight of the past in the smoothed speed
 class TrainDisplay(Observer):
     """Draws the events of a run on stderr; the plan goes to stdout."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, trackers: Sequence[Tracker] = ()) -> None:
         self.recipe = recipe
+        self.trackers = trackers
         self._live = err.is_terminal
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -49,6 +52,8 @@ class TrainDisplay(Observer):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._bar.stop()
+        for tracker in self.trackers:
+            self._tell(tracker.finish())
 
     def message(self, text: str) -> None:
         """A sentence above the bar."""
@@ -95,6 +100,8 @@ class TrainDisplay(Observer):
             err.print(f"step {record['step']}/{self._steps}  {self._numbers}", markup=False, soft_wrap=True)
         if self._seen == self._samples[1]:
             self._bar.stop()
+        for tracker in self.trackers:
+            self._tell(tracker.log(record))
 
     def saved(self, folder: Path) -> None:
         """A checkpoint is safe."""
@@ -103,9 +110,16 @@ class TrainDisplay(Observer):
     def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
         """The scores over everything, one line each."""
         for row in scores:
+            for tracker in self.trackers:
+                name = f"{row['task']}/{row['metric']}/{row['group']}"
+                self._tell(tracker.log({"step": step, name: row["value"]}))
             if row["group"] == "all":
                 value = f"{row['value']:.4f}" if row["metric"] == "loss" else f"{row['value']:.1%}"
                 self._print(Text(f"step {step}: {row['task']} {row['metric'].replace('_', ' ')} {value}"))
+
+    def _tell(self, problem: str | None) -> None:
+        if problem is not None:
+            self.message(problem)
 
     def _print(self, text: Text) -> None:
         self._bar.console.print(text, soft_wrap=True)

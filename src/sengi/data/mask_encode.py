@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from sengi.data.conversation import Sample
-from sengi.data.mask_layout import Layout, Span
+from sengi.data.mask_span import Layout, Span
 from sengi.errors import MaskError
 
 _PRIVATE = 0xF0000  # plane 15: 65,534 private-use characters, one for each control token

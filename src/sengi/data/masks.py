@@ -27,8 +27,9 @@ from tokenizers import Tokenizer
 
 from sengi.data.conversation import Conversation, Sample
 from sengi.data.mask_encode import Encoder
-from sengi.data.mask_layout import Layout, LayoutMaker
+from sengi.data.mask_layout import LayoutMaker
 from sengi.data.mask_skeleton import Control
+from sengi.data.mask_span import Layout
 from sengi.data.template import ChatTemplate, TimeLimit
 from sengi.errors import MaskError, ModelError
 

@@ -138,6 +138,8 @@ class TokenStore:
             "phases": self._by(self.phase_of, self.phase_names),
             "dropped": dict(self.meta["dropped"]),
             "truncated": int(self.meta["truncated"]),
+            "repairs": dict(self.meta["repairs"]),
+            "template_date": self.meta["template_date"],
             "length_histogram": {
                 "edges": edges.tolist(),
                 "counts": np.histogram(self.lengths, edges)[0].tolist() if len(edges) > 1 else [],

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -48,6 +49,7 @@ def open_store(
     options: StoreOptions,
     *,
     workers: int | None = None,
+    today: date | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TokenStore:
     """The store of these entries: an existing one, or a new one built now.
@@ -57,6 +59,7 @@ def open_store(
         tokenizer_folder: model folder with tokenizer and chat template.
         options: length limit and what happens above it.
         workers: processes; None takes one a core, at most 8.
+        today: date for templates that print one; None takes today's.
         progress: called with the number of rows done so far.
 
     Raises:
@@ -67,7 +70,7 @@ def open_store(
     from sengi.model.load import load_tokenizer
 
     files = [(number, path) for number, entry in enumerate(entries) for path in find_files(entry.path)]
-    masker = Masker(load_tokenizer(tokenizer_folder))
+    masker = Masker(load_tokenizer(tokenizer_folder), today=today)
     fingerprint = _fingerprint(entries, files, masker.fingerprint, options)
     target = cache_folder() / "tokens" / fingerprint[:32]
     if target.is_dir():
@@ -78,12 +81,13 @@ def open_store(
     try:
         writer = _Writer(building, entries, files, options)
         rows = _rows(entries, files)
-        for batch, results in _tokenize(rows, masker, tokenizer_folder, workers or min(8, os.cpu_count() or 1)):
+        for batch, results, counts in _tokenize(rows, masker, tokenizer_folder, workers or min(8, os.cpu_count() or 1)):
+            writer.repairs.update(counts)
             for (entry, row), result in zip(batch, results, strict=True):
                 writer.add(entry, row, result)
             if progress is not None:
                 progress(writer.rows)
-        writer.finish(fingerprint)
+        writer.finish(fingerprint, str(masker.date or ""))
         try:
             os.rename(building, target)
         except OSError:
@@ -124,25 +128,25 @@ def _rows(entries: Sequence[DataEntry], files: Sequence[tuple[int, Path]]) -> It
 
 def _tokenize(
     rows: Iterator[tuple[int, Row]], masker: Masker, folder: Path, workers: int
-) -> Iterator[tuple[Batch, list[Result]]]:
+) -> Iterator[tuple[Batch, list[Result], Counter[str]]]:
     batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
     for batch in itertools.islice(batches, ALONE):
-        yield batch, _mask([row for _, row in batch], masker)
-    waiting: deque[tuple[Batch, Future[list[Result]]]] = deque()
+        yield batch, *_mask([row for _, row in batch], masker)
+    waiting: deque[tuple[Batch, Future[tuple[list[Result], Counter[str]]]]] = deque()
     first = next(batches, None)
     if first is None:
         return
     # spawn: the parent has threads (tokenizers, torch) that a forked child would find in an unknown state
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder, masker.date)) as pool:
         try:
             for batch in itertools.chain([first], batches):
                 waiting.append((batch, pool.submit(_work, [row for _, row in batch])))
                 if len(waiting) > 2 * workers:
                     done, future = waiting.popleft()
-                    yield done, future.result()
+                    yield done, *future.result()
             while waiting:
                 done, future = waiting.popleft()
-                yield done, future.result()
+                yield done, *future.result()
         except BrokenProcessPool:
             raise DataError(
                 "a tokenizing process died, most likely for lack of memory; free memory and run again"
@@ -152,25 +156,27 @@ def _tokenize(
 _worker: Masker | None = None
 
 
-def _start_worker(folder: Path) -> None:
+def _start_worker(folder: Path, today: date | None) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     from sengi.data.masks import Masker
 
     from sengi.model.load import load_tokenizer
 
-    _worker = Masker(load_tokenizer(folder))
+    _worker = Masker(load_tokenizer(folder), today=today)
 
 
-def _work(batch: list[Row]) -> list[Result]:
+def _work(batch: list[Row]) -> tuple[list[Result], Counter[str]]:
     assert _worker is not None
     return _mask(batch, _worker)
 
 
-def _mask(batch: list[Row], masker: Masker) -> list[Result]:
-    """Samples of a batch; rows that are errors already stay what they are."""
+def _mask(batch: list[Row], masker: Masker) -> tuple[list[Result], Counter[str]]:
+    """Samples of a batch and what the masker repaired in it; rows that are errors already stay what they are."""
+    before = masker.counts.copy()
     done = iter(masker.samples([row for row in batch if isinstance(row, Conversation)]))
-    return [next(done) if isinstance(row, Conversation) else row for row in batch]
+    results: list[Result] = [next(done) if isinstance(row, Conversation) else row for row in batch]
+    return results, masker.counts - before
 
 
 @dataclass
@@ -187,6 +193,7 @@ class _Writer:
     names: dict[str, dict[str, int]] = field(default_factory=lambda: {"file": {}, "source": {}, "phase": {}})
     entry_counts: list[int] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     first_drop: str = ""
 
@@ -216,7 +223,9 @@ class _Writer:
             return
         if length > limit:
             self.truncated += 1
-            self._note(conversation.place, "truncated", f"{length:,} tokens cut to {limit:,}; its closing token is lost")
+            self._note(
+                conversation.place, "truncated", f"{length:,} tokens cut to {limit:,}; its closing token is lost"
+            )
             result = Sample(result.input_ids[:limit], result.loss_mask[:limit])
         if result.num_supervised == 0:
             self._drop(conversation.place, "no_supervised_token", "no token of this sample would be trained")
@@ -247,7 +256,7 @@ class _Writer:
         line = {"place": place, "reason": reason, "message": message}
         self._drops.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def finish(self, fingerprint: str) -> None:
+    def finish(self, fingerprint: str, template_date: str) -> None:
         """Write index and meta; refuse a store without samples."""
         if not self.lengths:
             if not self.rows:
@@ -259,7 +268,8 @@ class _Writer:
             os.fsync(file.fileno())
             file.close()
         arrays: dict[str, Any] = {
-            f"{name}_of": np.array(values, np.int64 if name == "row" else np.int32) for name, values in self.columns.items()
+            f"{name}_of": np.array(values, np.int64 if name == "row" else np.int32)
+            for name, values in self.columns.items()
         }
         offsets = np.concatenate([[0], np.cumsum(np.array(self.lengths, np.int64))])
         with (self.folder / "index.npz").open("wb") as index:
@@ -277,5 +287,7 @@ class _Writer:
             "entry_counts": self.entry_counts,
             "dropped": dict(self.dropped),
             "truncated": self.truncated,
+            "repairs": dict(self.repairs),
+            "template_date": template_date,
         }
         (self.folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

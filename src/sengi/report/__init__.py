@@ -1,0 +1,1 @@
+"""Run folders as pages, Markdown and pictures; nothing here trains or scores."""

@@ -107,13 +107,18 @@ def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[P
         bad: list[str] = []
         for folder in reversed(storage.published(run, PREFIX)):
             try:
-                return [str(folder), storage.verify(folder)]
+                facts = storage.verify(folder)
+                if f"{PREFIX}{facts.get('step')}" != folder.name:
+                    raise CheckpointError(f"{folder}: holds step {facts.get('step')}; the folder was renamed")
+                return [str(folder), facts]
             except (CheckpointError, StorageError) as error:
                 bad.append(str(error))
                 kept = storage.set_aside(folder)
                 say(f"corrupt checkpoint: {error}. Kept as {kept.name}; falling back to the one before")
         if bad:
-            raise CheckpointError(f"{bad[0]}; no other checkpoint is left, choose a new output_dir to start again")
+            raise CheckpointError(
+                f"{bad[0]}; no other checkpoint is left: restore one, or run the same command again to start over"
+            )
         return None
 
     found = world.on_first(look)

@@ -26,9 +26,7 @@ from sengi.recipe import Recipe
 SHARD_BYTES = 2_000_000_000  # one file's bytes are in memory twice while it is written
 
 
-def export_files(
-    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, dtype: torch.dtype
-) -> dict[str, bytes]:
+def export_files(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> dict[str, bytes]:
     """Everything of the folder but weights and card; the same for every checkpoint of a run.
 
     Returns:

@@ -14,7 +14,7 @@ from sengi.errors import InputError
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.distributed import World
 from sengi.train.observer import Observer
-from sengi.train.run_folder import check_same_data
+from sengi.train.run_folder import check_same_data, read_plan
 from sengi.train.setup import open_data
 
 
@@ -32,7 +32,7 @@ def step_ledger(run: Path, step: int) -> tuple[list[str], bool]:
     if not (run / "recipe.yaml").exists():
         raise InputError(f"{run}: no run folder (recipe.yaml is missing); give the output_dir of a recipe")
     resolved = resolve_recipe(run / "recipe.yaml")
-    _, store, steps = open_data(resolved, World(0, 1, torch.device("cpu")), Observer())
+    _, store, steps = open_data(resolved, World(0, 1, torch.device("cpu")), Observer(), read_plan(run))
     check_same_data(run, store.fingerprint)
     if not 1 <= step <= steps.num_steps:
         raise InputError(f"--step {step}: this run has steps 1 to {steps.num_steps}")

@@ -150,6 +150,7 @@ class RunFolder:
         """evaluations/step-<step>-<kind>.json and, where there are items, its .items.jsonl."""
         folder = self.path / "evaluations"
         storage.create_folder(folder)
+        storage.sweep(folder)  # a kill while this evaluation was written left its temporary file
         name = evaluation_name(step, kind)
         if items:
             lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

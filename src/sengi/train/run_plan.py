@@ -185,4 +185,6 @@ def _warnings(recipe: Recipe, steps: StepPlan, store: TokenStore) -> list[str]:
         warnings.append(f"dropped {sum(dropped.values()):,} rows ({parts}); listed in dropped.jsonl of the run folder")
     if store.meta["truncated"]:
         warnings.append(f"truncated {store.meta['truncated']:,} samples to {recipe.max_length:,} tokens")
+    for reason, count in store.meta["repairs"].items():
+        warnings.append(f"{count:,} x {reason.replace('_', ' ')} (docs/masks.md)")
     return warnings

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -37,7 +39,7 @@ class Setup:
     plan: RunPlan
 
 
-def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, object] | None) -> Setup:
+def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, Any] | None) -> Setup:
     """Resolve the model, build or open the stores and make the plan; all ranks call this together.
 
     Args:
@@ -50,18 +52,19 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         InputError: model, data or recipe cannot be used.
     """
     recipe = resolved.recipe
-    folder, store, steps = open_data(resolved, world, observer)
-    heldout = _open(recipe.eval_data, folder, resolved, world, observer) if recipe.eval_data else None
+    folder, store, steps = open_data(resolved, world, observer, earlier)
+    today = _template_date(earlier)
+    heldout = _open(recipe.eval_data, folder, resolved, world, observer, today) if recipe.eval_data else None
     cost = cost_without_weights(folder)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
         dtype = DTYPES[recipe.dtype]
     elif earlier:
-        dtype = DTYPES[str(earlier["dtype"])]
+        dtype = DTYPES[earlier["dtype"]]
     if isinstance(recipe.max_tokens_per_device, int):
         budget = recipe.max_tokens_per_device
     elif earlier:
-        budget = int(str(earlier["max_tokens_per_device"]))
+        budget = int(earlier["max_tokens_per_device"])
     else:
         share = world.size if world.device.type == "cpu" else 1
         memory = min(world.gather(available_memory(world.device, share)))
@@ -81,15 +84,23 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
     return Setup(resolved, folder, store, heldout, steps, cost, plan)
 
 
-def open_data(resolved: ResolvedRecipe, world: World, observer: Observer) -> tuple[Path, TokenStore, StepPlan]:
+def open_data(
+    resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, Any] | None
+) -> tuple[Path, TokenStore, StepPlan]:
     """The model folder, the training store (built if it is not there) and the order of its samples.
+
+    Args:
+        resolved: the recipe.
+        world: processes of the run.
+        observer: told of tokenizing progress.
+        earlier: plan.json of the run that is continued or looked at.
 
     Raises:
         InputError: the model or the data cannot be used.
     """
     recipe = resolved.recipe
     folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
-    store = _open(recipe.data, folder, resolved, world, observer)
+    store = _open(recipe.data, folder, resolved, world, observer, _template_date(earlier))
     steps = StepPlan(
         num_samples=len(store),
         batch_size=recipe.effective_batch_size,
@@ -104,12 +115,26 @@ def open_data(resolved: ResolvedRecipe, world: World, observer: Observer) -> tup
 
 
 def _open(
-    entries: list[DataEntry], folder: Path, resolved: ResolvedRecipe, world: World, observer: Observer
+    entries: list[DataEntry],
+    folder: Path,
+    resolved: ResolvedRecipe,
+    world: World,
+    observer: Observer,
+    today: date | None,
 ) -> TokenStore:
     """A store, built by rank 0 if it is not there; the other ranks wait and open it."""
     options = StoreOptions(resolved.recipe.max_length, resolved.recipe.overlong)
-    path = world.on_first(lambda: str(open_store(entries, folder, options, progress=observer.tokenizing).path))
-    return TokenStore(Path(path))
+
+    def build() -> str:
+        return str(open_store(entries, folder, options, today=today, progress=observer.tokenizing).path)
+
+    return TokenStore(Path(world.on_first(build)))
+
+
+def _template_date(earlier: dict[str, Any] | None) -> date | None:
+    """A template that prints the date prints that of the run's first day for as long as the run lasts."""
+    text = earlier["data"]["template_date"] if earlier else ""
+    return date.fromisoformat(text) if text else None
 
 
 def cost_without_weights(folder: Path) -> ModelCost:

@@ -1,0 +1,184 @@
+"""A checkpoint and files of questions become scores with intervals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sengi.data.files import split_suffix
+from sengi.errors import InputError
+from sengi.evaluate.answers import answer_questions, is_exact_match
+from sengi.evaluate.choices import score_choices
+from sengi.evaluate.questions import Question, load_questions
+from sengi.evaluate.statistics import wilson_interval
+from sengi.model.load import load_model, load_tokenizer
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Evaluation:
+    """What came out of an evaluation.
+
+    Attributes:
+        scores: one dict a task, metric and group: ``task`` (the file's stem), ``metric`` (``accuracy`` of multiple
+            choice per byte, ``accuracy_sum`` by plain log-probability, ``exact_match`` of short answers), ``group``
+            (``all``, ``group=...``, ``topic=...``), ``value``, its 95% Wilson interval ``low`` to ``high``, and ``n``.
+        items: one dict a question: ``task``, ``id``, ``group``, ``topic``, ``metric``, ``correct`` (0 or 1),
+            ``prediction``, ``answer``, ``question``; in the order of the files, the same for every model.
+        seconds: time of loading and scoring.
+    """
+
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def evaluate_questions(
+    model_folder: Path,
+    files: Sequence[Path],
+    *,
+    batch_tokens: int = 4096,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask a model all questions of some files.
+
+    Args:
+        model_folder: a model or checkpoint folder; it is loaded in float32 on the GPU if there is one, else on the CPU.
+        files: files of questions; both kinds may stand in one file.
+        batch_tokens: most tokens in one forward call.
+        limit: only the first so many questions of each file.
+        progress: called with (questions done, questions in all, task).
+
+    Raises:
+        InputError: a file, the model or a number cannot be used; nothing was scored.
+    """
+    start = time.perf_counter()
+    # All files are read before the model is loaded: a typing error must not cost minutes.
+    tasks = load_tasks(files, limit)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(model_folder)
+    model: Any = load_model(model_folder, dtype=torch.float32)
+    evaluation = score_tasks(model.to(device), tokenizer, tasks, batch_tokens=batch_tokens, progress=progress)
+    evaluation.seconds = time.perf_counter() - start
+    return evaluation
+
+
+def load_tasks(files: Sequence[Path], limit: int | None = None) -> dict[str, list[Question]]:
+    """Read files of questions, each under the stem of its name.
+
+    Raises:
+        InputError: two files of one stem, a limit below 1, or a file that cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit}: no question would be left; give 1 or more, or leave it out")
+    tasks: dict[str, list[Question]] = {}
+    for file in files:
+        name = split_suffix(file)[0]
+        if name in tasks:
+            raise InputError(f"{file}: another file has the task name {name!r} too; rename one of them")
+        tasks[name] = load_questions(file)[:limit]
+    return tasks
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, list[Question]],
+    *,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score questions with a model that is loaded already; arguments as in :func:`evaluate_questions`."""
+    start = time.perf_counter()
+    total, done = sum(map(len, tasks.values())), 0
+    evaluation = Evaluation()
+    for task, questions in tasks.items():
+
+        def advance(count: int, task: str = task) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(done, total, task)
+
+        rows = list(_score_task(model, tokenizer, questions, batch_tokens, advance))
+        rows.sort(key=lambda row: row[0])
+        items = [{"task": task, **item} for _, item in rows]
+        evaluation.items += items
+        evaluation.scores += summarize(items)
+    evaluation.seconds = time.perf_counter() - start
+    return evaluation
+
+
+def _score_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[Question],
+    batch_tokens: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Items of one file with their positions: first all multiple choice, then all short answers."""
+    choice = [(i, q) for i, q in enumerate(questions) if q.choices]
+    short = [(i, q) for i, q in enumerate(questions) if not q.choices]
+    asked = [q for _, q in choice]
+    scores = score_choices(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance)
+    for (index, question), score in zip(choice, scores, strict=True):
+        texts = question.choices or ()
+        best = texts[max(range(len(texts)), key=score.per_byte.__getitem__)]
+        best_sum = texts[max(range(len(texts)), key=score.sums.__getitem__)]
+        item = _item(question, "accuracy", best, best == question.answers[0])
+        yield index, {**item, "correct_sum": int(best_sum == question.answers[0])}
+    asked = [q for _, q in short]
+    predictions = answer_questions(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance)
+    for (index, question), text in zip(short, predictions, strict=True):
+        yield index, _item(question, "exact_match", text, is_exact_match(text, question.answers))
+
+
+def _item(question: Question, metric: str, prediction: str, correct: bool) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "group": question.group,
+        "topic": question.topic,
+        "metric": metric,
+        "correct": int(correct),
+        "prediction": prediction,
+        "answer": question.answers[0],
+        "question": question.question,
+    }
+
+
+def summarize(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Shares of right answers of one task, over all its questions and by group and topic.
+
+    Args:
+        items: as in :class:`Evaluation`, all of one task.
+
+    Returns:
+        Rows as in :attr:`Evaluation.scores`: ``all`` first, then groups, then topics, by name.
+    """
+    rows: list[dict[str, Any]] = []
+    for metric in ("accuracy", "exact_match"):
+        of_metric = [item for item in items if item["metric"] == metric]
+        if not of_metric:
+            continue
+        rows.append(_score(of_metric, metric, "all"))
+        if metric == "accuracy":
+            rows.append(_score(of_metric, "accuracy_sum", "all", key="correct_sum"))
+        for column in ("group", "topic"):
+            for value in sorted({item[column] for item in of_metric} - {""}):
+                members = [item for item in of_metric if item[column] == value]
+                rows.append(_score(members, metric, f"{column}={value}"))
+    return rows
+
+
+def _score(items: Sequence[dict[str, Any]], metric: str, group: str, key: str = "correct") -> dict[str, Any]:
+    share = wilson_interval(sum(item[key] for item in items), len(items))
+    row = {"task": items[0]["task"], "metric": metric, "group": group}
+    return {**row, "value": share.value, "low": share.low, "high": share.high, "n": share.n}

@@ -1,0 +1,163 @@
+"""The curves as charts that people can touch: three Bokeh figures with one shared x axis.
+
+The figures leave as JSON, not as a script, so that the page can name each of its scripts by hash. They hold every
+x axis of a curve; page.js switches between them and paints them in the colours of the page's theme.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from sengi.errors import InputError
+from sengi.report.curves import Curve, HeldOut, clip_norm, curves_of, held_out_of
+from sengi.report.run_folder import RunFolder
+
+COLOURS = {"loss": "#3b82c4", "grad_norm": "#d9822b", "learning_rate": "#2f9e74", "held_out": "#c2417c"}
+MUTED = "#7d8590"
+HEIGHT = {"loss": 320, "grad_norm": 250, "learning_rate": 190}
+
+
+def bokeh_script() -> str:
+    """BokehJS itself, as text for an inline script (about 1.3 MB).
+
+    Raises:
+        InputError: Bokeh is not installed.
+    """
+    try:
+        from bokeh.resources import Resources
+    except ImportError:
+        raise InputError("sengi report needs Bokeh for its page: pip install 'sengi[report]'") from None
+    return "\n".join(Resources(mode="inline", components=["bokeh"], log_level="error").js_raw)
+
+
+def chart_json(run: RunFolder) -> str | None:
+    """The three figures as a Bokeh JSON item; None for a run without a step.
+
+    Raises:
+        InputError: Bokeh is not installed.
+    """
+    curves = curves_of(run)
+    if not curves:
+        return None
+    try:
+        from bokeh.embed import json_item
+        from bokeh.layouts import column
+        from bokeh.models import DataRange1d
+    except ImportError:
+        raise InputError("sengi report needs Bokeh for its page: pip install 'sengi[report]'") from None
+    x_range = DataRange1d(range_padding=0.02, name="x_range")
+    figures = [_figure(curve, x_range) for curve in curves]
+    _add_held_out(figures[0], held_out_of(run))
+    _add_clip_line(figures[1], clip_norm(run))
+    _start_at_zero(figures[2], curves[2])
+    figures[-1].xaxis.axis_label = "step"
+    layout = column(figures, sizing_mode="stretch_width", spacing=6)
+    return json.dumps(json_item(layout), allow_nan=False, separators=(",", ":"))
+
+
+def _figure(curve: Curve, x_range: Any) -> Any:
+    """One figure: the raw line always, the smooth one over it."""
+    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.plotting import figure
+
+    plot = figure(
+        name=f"figure-{curve.key}",
+        height=HEIGHT[curve.key],
+        sizing_mode="stretch_width",
+        x_range=x_range,
+        y_axis_type="log" if curve.log else "linear",
+        tools="xbox_zoom,xpan,reset,save",
+        active_drag="xbox_zoom",
+        toolbar_location="above",
+        title=curve.title + (" (log scale)" if curve.log else ""),
+    )
+    columns = {"x": curve.axes["step"], "y": curve.values, **curve.axes}
+    if curve.smooth is not None:
+        columns["smooth"] = curve.smooth
+    source = ColumnDataSource({key: np.asarray(column, dtype=np.float64) for key, column in columns.items()})
+    source.name = f"source-{curve.key}"
+    raw = plot.line("x", "y", source=source, color=COLOURS[curve.key], line_width=1.4)
+    if curve.smooth is not None:
+        raw.glyph.line_alpha = 0.45
+        plot.line("x", "smooth", source=source, color=COLOURS[curve.key], line_width=2.4)
+    if curve.values.size < 40:
+        plot.scatter("x", "y", source=source, color=COLOURS[curve.key], size=4)
+    tips = [(curve.title, "@y{0.0000e+0}" if curve.key == "learning_rate" else "@y{0.0000}")]
+    tips += [("step", "@step{0,0}"), ("samples", "@samples{0,0}"), ("tokens", "@tokens{0,0}")]
+    plot.add_tools(HoverTool(renderers=[raw], tooltips=tips, mode="vline", line_policy="nearest"))
+    _calm(plot)
+    return plot
+
+
+def _calm(plot: Any) -> None:
+    """Thin lines, no boxes, nothing painted behind: the page shines through in both themes."""
+    plot.background_fill_color = plot.border_fill_color = None
+    plot.outline_line_color = None
+    plot.toolbar.logo = None
+    plot.toolbar.autohide = True
+    plot.title.text_font_size = "13px"
+    plot.title.text_color = MUTED
+    plot.xgrid.grid_line_color = None
+    plot.ygrid.grid_line_color = MUTED
+    plot.ygrid.grid_line_alpha = 0.22
+    plot.min_border_left = 64
+    for axis in (*plot.xaxis, *plot.yaxis):
+        axis.axis_line_color = axis.major_tick_line_color = MUTED
+        axis.minor_tick_line_color = None
+        axis.major_label_text_color = axis.axis_label_text_color = MUTED
+        axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
+        axis.axis_label_text_font_style = "normal"
+    plot.xaxis.formatter.use_scientific = False
+    plot.y_range.range_padding = 0.08
+
+
+def _add_held_out(plot: Any, held_out: HeldOut) -> None:
+    """Held-out losses as diamonds with their intervals; no line, nothing is known between them."""
+    if not held_out.names:
+        return
+    from bokeh.models import ColumnDataSource, HoverTool
+
+    columns: dict[str, Any] = {"x": held_out.axes["step"], "y": held_out.values, **held_out.axes}
+    columns |= {"low": held_out.low, "high": held_out.high, "name": held_out.names}
+    source = ColumnDataSource(columns)
+    source.name = "source-held_out"
+    colour = COLOURS["held_out"]
+    plot.segment("x", "low", "x", "high", source=source, color=colour, line_width=2)
+    dots = plot.scatter(
+        "x",
+        "y",
+        source=source,
+        color=colour,
+        size=9,
+        marker="diamond",
+        legend_label="held-out loss, 95% interval",
+    )
+    tips = [("held-out loss", "@y{0.0000}"), ("of", "@name"), ("step", "@step{0,0}")]
+    plot.add_tools(HoverTool(renderers=[dots], tooltips=tips))
+    legend = plot.legend[0]
+    legend.location = "top_right"
+    legend.background_fill_color = legend.border_line_color = None
+    legend.label_text_color = MUTED
+    legend.label_text_font_size = "12px"
+
+
+def _add_clip_line(plot: Any, limit: float) -> None:
+    """A dashed line at max_grad_norm; it does not stretch the axis."""
+    if not math.isfinite(limit):
+        return
+    from bokeh.models.annotations import Span
+
+    plot.add_layout(Span(location=limit, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1))
+    plot.title.text += f", dashed: clipped above {limit:g}"
+
+
+def _start_at_zero(plot: Any, curve: Curve) -> None:
+    """A constant rate must look constant, and a decay show how far it goes: the axis starts at zero."""
+    top = float(np.nanmax(curve.values, initial=0.0))
+    if top > 0:
+        plot.yaxis.formatter.precision = 1
+        plot.y_range.start, plot.y_range.end = 0, 1.15 * top

@@ -1,0 +1,116 @@
+"""The report as Markdown for model cards and repositories, with the same tables as the page."""
+
+from __future__ import annotations
+
+import re
+
+from sengi.report.contents import Report
+from sengi.report.page import shorten
+from sengi.report.scores import Example
+from sengi.report.tables import Table
+
+CAPTIONS = {
+    "loss.png": "Training loss, and held-out loss where it was taken",
+    "grad_norm.png": "Gradient norm before clipping",
+    "learning_rate.png": "Learning rate",
+}
+
+
+def render_markdown(report: Report, figures: list[str]) -> str:
+    """The report in GitHub's Markdown.
+
+    Args:
+        report: what to print.
+        figures: names of the pictures that lie in ``figures/`` beside it.
+    """
+    verdict = report.verdict
+    parts = [f"# {escape(report.title)}", f"**{verdict.state}.** {escape(verdict.progress)}"]
+    parts += ["\n".join(f"- {escape(line)}" for line in verdict.outcome)]
+    parts += [f"> **Look at this:** {escape(line)}" for line in verdict.warnings]
+    if report.figures:
+        parts.append(_facts(report.figures))
+    parts.append("## Curves")
+    parts += [_picture(name, CAPTIONS[name]) for name in CAPTIONS if name in figures]
+    parts += (
+        [" ".join(report.curve_notes), *_table(report.milestones)]
+        if report.run.steps
+        else ["No step was recorded yet."]
+    )
+    parts.append("## Before and after")
+    if "scores.png" in figures:
+        parts.append(_picture("scores.png", "Share of right answers before and after"))
+    for table in report.scores:
+        parts += _table(table)
+    if not report.scores:
+        parts.append("No evaluation was written yet.")
+    if report.examples:
+        parts += ["## Answers", _answers(report.examples)]
+    parts.append("## Data")
+    for table in report.data:
+        parts += _table(table)
+    if "lengths.png" in figures:
+        parts.append(_picture("lengths.png", "Length of the samples in tokens"))
+    parts += ["## Recipe", *_table(report.paper), *_table(report.recipe)]
+    parts += ["## Throughput", *_table(report.throughput, heading=False)]
+    parts += ["## Environment", *_table(report.environment, heading=False)]
+    parts += ["## Again", *(f"{escape(purpose)}:\n\n{_code(command)}" for purpose, command in report.commands)]
+    notes = [f"missing: {line}" for line in report.run.missing] + report.run.repairs
+    if notes:
+        parts += ["## Missing or mended while reading", "\n".join(f"- {escape(line)}" for line in notes)]
+    parts.append(f"Written {report.written} by sengi report.")
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that means nothing to Markdown, on one line: no markup, no table cell, no HTML, no link."""
+    one_line = " ".join(text.split())
+    escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", one_line)
+    # GitHub links bare addresses; without the colon in place they stay text.
+    escaped = re.sub(r"\b(https?|ftp)://", r"\1&#58;//", escaped)
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _table(table: Table, heading: bool = True) -> list[str]:
+    """Heading, table and note as separate blocks; nothing for a table without rows."""
+    if not table.rows:
+        return []
+    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.head))]
+    rows = [table.head, rule, *(map(escape, row.cells) for row in table.rows)]
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    blocks = [f"### {escape(table.title)}"] if heading and table.title else []
+    return [*blocks, lines, *([escape(table.note)] if table.note else [])]
+
+
+def _facts(facts: list[tuple[str, str]]) -> str:
+    rows = [[escape(label) for label, _ in facts], ["---"] * len(facts), [escape(value) for _, value in facts]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _answers(examples: list[Example]) -> str:
+    rows = [["question", "expected", "before", "after"], ["---"] * 4]
+    for e in examples:
+        before = "" if e.before is None else _marked(e.before, e.right_before)
+        rows.append(
+            [
+                escape(shorten(e.question or f"{e.task} {e.id}")),
+                escape(shorten(e.answer)),
+                before,
+                _marked(e.after, e.right_after),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _marked(prediction: str, right: bool) -> str:
+    return f"{'✓' if right else '✗'} {escape(shorten(prediction)) or '(nothing)'}"
+
+
+def _picture(name: str, caption: str) -> str:
+    return f"![{caption}](figures/{name})"
+
+
+def _code(command: str) -> str:
+    """A command as a code block; its fence is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", command)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{' '.join(command.splitlines())}\n{fence}"

@@ -1,0 +1,243 @@
+"""The step loop: restore, step, log, save, stop. All state of a run that changes while it trains lives here."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sengi import storage
+from sengi.data.packing import pack_step
+from sengi.errors import NonFiniteError, SengiError, StoppedByRequest
+from sengi.train import checkpoint
+from sengi.train.distributed import World
+from sengi.train.export import model_card
+from sengi.train.ledger import samples_digest
+from sengi.train.observer import Observer
+from sengi.train.optimizer import learning_rate, set_learning_rate
+from sengi.train.run_folder import RunFolder
+from sengi.train.setup import Setup
+from sengi.train.step import StepResult, run_step
+from sengi.train.stopping import StopRequest
+
+
+class Loop:
+    """Trains a model from the step it is at to the last one.
+
+    Args:
+        setup: recipe, store, order and plan.
+        world: the processes of the run.
+        folder: the run folder; only rank 0 writes.
+        model: the (sharded) supervised model; ``optimizer`` its AdamW.
+        files: what a checkpoint holds beside weights, state and card, name -> content.
+        autocast: dtype of the computation, or None for float32.
+
+    Attributes:
+        step: steps done.
+        saved_step: the step of the newest checkpoint, -1 without one.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        world: World,
+        observer: Observer,
+        stop: StopRequest,
+        folder: RunFolder,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        files: dict[str, bytes],
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.setup, self.world, self.observer, self.stop, self.folder = setup, world, observer, stop, folder
+        self.model, self.optimizer, self.files, self.autocast = model, optimizer, files, autocast
+        self.recipe = setup.resolved.recipe
+        self.step = 0
+        self.saved_step = -1
+        self.loss = float("nan")
+
+    def restore(self) -> None:
+        """Go to the newest good checkpoint, if there is one, and open the log behind it.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is good.
+        """
+        found = checkpoint.newest_valid(self.folder.path, self.world, self.observer.message)
+        if found is not None:
+            path, facts = found
+            checkpoint.load(path, self.model, self.optimizer, self.world)
+            self.step = self.saved_step = int(facts["step"])
+            self.loss = float(facts["loss"])
+            self.observer.message(f"continuing after step {self.step} from {path.name}")
+            if facts["world_size"] != self.world.size:
+                self.observer.message(
+                    f"it was saved by {facts['world_size']} processes and goes on with {self.world.size}: the same "
+                    "samples, losses equal up to rounding"
+                )
+        for note in self.world.on_first(lambda: self.folder.open_log(self.step)) or []:
+            self.observer.message(note)
+
+    def run(self, evaluate: Callable[[int], None]) -> Path:
+        """Train to the end; ``evaluate(step)`` is called after every ``eval_steps`` steps.
+
+        Returns:
+            The last checkpoint.
+
+        Raises:
+            StoppedByRequest: asked to stop; the state is saved.
+            NonFiniteError: loss or gradient norm is not finite; the state before that step is saved.
+        """
+        steps = self.setup.steps
+        self.observer.start(self.step, steps.num_steps, self.samples_seen(self.step), steps.total_samples)
+        while self.step < steps.num_steps:
+            self._train_step(self.step + 1)
+            every = self.recipe.eval_steps
+            if every and self.step % every == 0 and self.step < steps.num_steps:
+                evaluate(self.step)
+            if self._save_is_due():
+                self._save()
+        self._save_if_new()
+        return self.folder.path / f"{checkpoint.PREFIX}{self.step}"
+
+    def samples_seen(self, step: int) -> int:
+        """Samples seen after ``step`` steps."""
+        return min(step * self.recipe.effective_batch_size, self.setup.steps.total_samples)
+
+    def _train_step(self, step: int) -> None:
+        started = time.perf_counter()
+        setup = self.setup
+        samples = setup.steps.step_samples(step)
+        lengths = setup.store.lengths[samples]
+        packs = pack_step(lengths, setup.plan.max_tokens_per_device, self.world.size, setup.cost.attention_cost)
+        planned = time.perf_counter() - started
+        rate = learning_rate(self.recipe, step, setup.steps.num_steps)
+        set_learning_rate(self.optimizer, rate)
+        before, begun = self.samples_seen(step - 1), 0
+
+        def before_micro_batch(number: int, members: Sequence[int]) -> None:
+            nonlocal begun
+            if self.world.device.type == "cpu" or number == 0:  # on a GPU, asking would stall the queue
+                self._stop_if_asked()
+            self.observer.micro_batch(before + min(begun, len(samples)))
+            begun += len(members) * self.world.size
+            if self.world.first:
+                self.folder.status(now=False, step=step - 1, samples_seen=before)
+
+        try:
+            result = run_step(
+                self.model,
+                self.optimizer,
+                setup.store,
+                samples,
+                packs,
+                self.recipe,
+                self.world,
+                self.autocast,
+                before_micro_batch=before_micro_batch,
+            )
+        except NonFiniteError as error:
+            self._save_if_new()
+            places = ", ".join(setup.store.place(int(i)) for i in samples[:3])
+            raise NonFiniteError(
+                f"step {step}: {error}; no update was made and step {self.step} is saved; look at its samples "
+                f"({places}, ...; all by 'sengi data ledger {self.folder.path} --step {step}') or lower learning_rate"
+            ) from None
+        except torch.OutOfMemoryError:
+            raise _out_of_memory(step, self.world.rank, setup.plan.max_tokens_per_device) from None
+        self.step, self.loss = step, result.loss
+        record = self._record(step, result, rate, time.perf_counter() - started, planned)
+        self.world.on_first(lambda: self.folder.log_step(record))
+        self.observer.step(record)
+
+    def _record(self, step: int, result: StepResult, rate: float, seconds: float, planned: float) -> dict[str, object]:
+        """The line of dynamics.jsonl."""
+        setup = self.setup
+        samples = setup.steps.step_samples(step)
+        lengths = setup.store.lengths[samples]
+        tokens, targets = int(lengths.sum()), int(setup.store.supervised[samples].sum())
+        flops = setup.cost.flops(tokens, targets, float((lengths.astype(float) ** 2).sum()))
+        peak = setup.plan.peak_flops
+        return {
+            "step": step,
+            "epoch": round(setup.steps.epoch_at(step), 6),
+            "phase": "stacked",
+            "samples_seen": self.samples_seen(step),
+            "num_tokens": tokens,
+            "num_supervised_tokens": targets,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": rate,
+            "tokens_per_second": tokens / seconds,
+            "mfu": flops / seconds / peak if peak else None,
+            "step_seconds": seconds,
+            "data_wait_seconds": planned + result.data_seconds,
+            "peak_memory_bytes": _peak_memory(self.world.device),
+            "samples_sha256": samples_digest(samples),
+        }
+
+    def _stop_if_asked(self) -> None:
+        if self.world.any(bool(self.stop.reason)):
+            self._save_if_new()
+            raise StoppedByRequest(
+                f"stopped by {self.stop.reason or 'a signal to another rank'} after step {self.step}, state saved; "
+                "run the same command to continue"
+            )
+
+    def _save_is_due(self) -> bool:
+        recipe = self.recipe
+        if self.step == self.setup.steps.num_steps:
+            return True
+        if recipe.save_steps is not None:
+            return self.step % recipe.save_steps == 0
+        if recipe.save_samples is None:
+            return False
+        done, before = self.samples_seen(self.step), self.samples_seen(self.step - 1)
+        return done // recipe.save_samples > before // recipe.save_samples
+
+    def _save_if_new(self) -> None:
+        if self.step > 0 and self.saved_step != self.step:
+            self._save()
+
+    def _save(self) -> None:
+        """Publish a checkpoint, then remove the ones beyond save_total_limit."""
+        self.world.on_first(self.folder.sync_log)
+        seen = self.samples_seen(self.step)
+        sources = {name: value["samples"] for name, value in self.setup.plan.data["sources"].items()}
+        path = checkpoint.save(
+            self.folder.path,
+            self.step,
+            self.model,
+            self.optimizer,
+            self.world,
+            export_dtype=self.autocast or torch.float32,
+            files={**self.files, "README.md": model_card(self.recipe, self.step, seen, self.loss, sources)},
+            facts={"samples_seen": seen, "loss": self.loss, "data_fingerprint": self.setup.store.fingerprint},
+        )
+        self.saved_step = self.step
+        self.observer.saved(path)
+
+        def remove_old() -> None:
+            keep = self.recipe.save_total_limit
+            for old in storage.published(self.folder.path, checkpoint.PREFIX)[:-keep] if keep else []:
+                storage.remove(old)
+            self.folder.status(step=self.step, samples_seen=seen)
+
+        self.world.on_first(remove_old)
+
+
+def _out_of_memory(step: int, rank: int, budget: int) -> SengiError:
+    return SengiError(
+        f"step {step}, rank {rank}: out of GPU memory with micro-batches of {budget:,} tokens; the last checkpoint is "
+        "safe; lower max_tokens_per_device and run the same command again"
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: the allocator's on a GPU, the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

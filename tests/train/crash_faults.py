@@ -1,0 +1,156 @@
+"""A fault on the Nth storage call of a whole session of training, and what must be true after it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crash_harness as harness
+
+from sengi import storage
+from sengi.disk import disk
+from sengi.errors import CheckpointError
+
+STEP = 3  # the session goes from checkpoint 2 to the end of the run at 3
+ERRORS = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}
+CURES = {
+    "enospc": "free space on this disk, then run the same command again",
+    "eio": "check the disk, then run the same command again",
+    "erofs": "the disk is read-only; choose another output_dir",
+}
+
+
+class FaultAt:
+    """The fault of one child: ``disk.fault`` calls it before every raw call.
+
+    kill    SIGKILL at call N
+    enospc  the disk fills up at call N: a write is cut short first, and later writes and folders fail, too
+    eio     call N alone fails
+    erofs   the disk turns read-only: call N and everything after it fails
+    short   call N writes 3 bytes and says so, as the kernel may
+    """
+
+    def __init__(self, mode: str, number: int) -> None:
+        self.mode, self.number = mode, number
+        self.after: list[tuple[str, str]] = []  # call N and those that follow
+        self.fired = False
+
+    def __call__(self, name: str, number: int, path: Path) -> int | None:
+        if number < self.number:
+            return None
+        self.after.append((name, str(path)))
+        if number == self.number:
+            return self._fire(name)
+        if self.mode == "erofs" or (self.mode == "enospc" and name in ("write", "mkdir")):
+            raise OSError(ERRORS[self.mode], os.strerror(ERRORS[self.mode]))
+        return None
+
+    def _fire(self, name: str) -> int | None:
+        self.fired = self.mode != "short" or name == "write"
+        if self.mode == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "short" or (self.mode == "enospc" and name == "write"):
+            return 3
+        raise OSError(ERRORS[self.mode], os.strerror(ERRORS[self.mode]))
+
+    def told(self) -> list[Any]:
+        return [self.fired, self.after, disk.calls]
+
+
+def make_base(folder: Path, train: Callable[[Path, Any], Any], unbroken: Path) -> Path:
+    """A run folder that makes the next session use every verb of the storage module.
+
+    It was killed half-way through saving step 3: checkpoint 2, the log one step ahead and torn, a half stage, a
+    half-removed checkpoint, a half-written file; beside it a checkpoint 3 with a flipped bit.
+    """
+    run = folder / "run"
+
+    def die(name: str, number: int, path: Path) -> None:
+        if name == "write" and path.parent.name.startswith(f".tmp-checkpoint-{STEP}") and path.name == "config.json":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    code, told = train(run, die)
+    assert code == -signal.SIGKILL, told
+    assert [path.name for path in storage.published(run, "checkpoint-")] == [f"checkpoint-{STEP - 1}"]
+    with (run / "dynamics.jsonl").open("a") as log:
+        log.write('{"step": 4, "los')
+    (run / ".status.json.0123abcd.tmp").write_text("{")
+    (run / "evaluations" / ".step-0.json.0123abcd.tmp").write_text("{")
+    shutil.copytree(run / f"checkpoint-{STEP - 1}", run / ".trash-checkpoint-1-0123abcd")
+    shutil.copytree(unbroken / f"checkpoint-{STEP}", run / f"checkpoint-{STEP}")
+    weights = next((run / f"checkpoint-{STEP}").glob("model*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    return run
+
+
+def judge(run: Path, base: Path, unbroken: Path, fault: FaultAt, code: int, told: list[Any]) -> list[str]:
+    """What is wrong with the folder and the message right after the fault; empty where all is well."""
+    events = {event: value for event, value in told}
+    wrong = []
+    if fault.mode == "kill":
+        if code != -signal.SIGKILL:
+            wrong.append(f"exit {code}")
+    elif fault.mode != "short":
+        kind, text = events.get("error", ["none", ""])
+        if (code, kind) != (1, "StorageError"):
+            wrong.append(f"exit {code}, {kind}: {text} {events.get('traceback')}")
+        elif not text.startswith(f"{run}") or "\n" in text or CURES[fault.mode] not in text:
+            wrong.append(f"message: {text}")
+    elif code != 0:
+        wrong.append(f"exit {code}: {events}")
+    good = _good_checkpoints(run)
+    originals = {STEP - 1: base, STEP: unbroken}
+    if not good:
+        wrong.append("neither the old nor the new checkpoint loads")
+    for step, files in good.items():
+        if files != harness.content(originals[step] / f"checkpoint-{step}"):
+            wrong.append(f"checkpoint {step} is a mix")
+    if events.get("saved", 0) > max(good, default=0):
+        wrong.append("the acknowledged step is lost")
+    return wrong + _log_and_status(run, unbroken, max(good, default=0)) + _retried(fault, events, good)
+
+
+def _good_checkpoints(run: Path) -> dict[int, dict[str, bytes]]:
+    good = {}
+    for folder in storage.published(run, "checkpoint-"):
+        try:
+            good[int(storage.verify(folder)["step"])] = harness.content(folder)
+        except CheckpointError:
+            continue
+    return good
+
+
+def _log_and_status(run: Path, unbroken: Path, saved: int) -> list[str]:
+    """The log covers the saved steps with the right values; every small file is the old or the new one, whole."""
+    wrong = []
+    lines = storage.read_lines(run / "dynamics.jsonl")
+    kept = [{k: v for k, v in line.items() if k not in harness.TIMING} for line in lines]
+    if kept != harness.dynamics(unbroken)[: len(kept)] or len(kept) < saved:
+        wrong.append(f"dynamics.jsonl has {len(kept)} lines, {saved} steps are saved")
+    for path in [*run.glob("*.json"), *(run / "evaluations").glob("*.json")]:
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            wrong.append(f"{path.name} is torn")
+    return wrong
+
+
+def _retried(fault: FaultAt, events: dict[str, Any], good: dict[int, Any]) -> list[str]:
+    """After a failed fsync of a file: no second one on it, and nothing that rests on it is published."""
+    if fault.mode not in ERRORS or not events.get("fault"):
+        return []
+    (name, path), *after = events["fault"][1]
+    if name != "fsync" or Path(path).is_dir():
+        return []
+    wrong = [f"fsync of {path} was retried"] if ["fsync", path] in after else []
+    if STEP in good and (".tmp-checkpoint-" in path or path.endswith("dynamics.jsonl")):
+        wrong.append(f"published after a failed fsync of {path}")
+    return wrong

@@ -1,0 +1,293 @@
+"""The fork server: imports torch and builds the model once, then forks a child for each try at training.
+
+A child calls ``sengi.train.run.train``, the function behind ``sengi train``. Replaced in it is only what reads
+model, tokenizer and token store: they are in the memory that the child inherits. Claiming the folder, sweeping,
+verifying, loading, the step, the log, saving, retention and evaluation are the shipped code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import crash_harness as harness
+import crash_faults
+import tiny_folder
+import torch
+from crash_faults import FaultAt
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sengi import storage
+from sengi.disk import disk
+from sengi.errors import CheckpointError, SengiError
+from sengi.model.load import save_tokenizer
+from sengi.recipe_sources import ResolvedRecipe, resolve_recipe
+from sengi.train import checkpoint, export
+from sengi.train import run as training
+from sengi.train.distributed import World
+from sengi.train.observer import Observer
+from sengi.train.setup import set_up
+
+Fault = Callable[[str, int, Path], int | None]
+STEPS = 30  # of the run that is killed
+
+
+def write_small_model(folder: Path) -> None:
+    """A Llama of 5,000 parameters: a checkpoint is 100 kB, a step 10 ms."""
+    tokenizer = tiny_folder.tiny_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def preload(recipes: list[ResolvedRecipe]) -> None:
+    """Build everything once, for runs of these lengths; children find it in the memory they inherit."""
+    world = World(0, 1, torch.device("cpu"))
+    setups = {recipe.recipe.max_steps: set_up(recipe, world, Observer(), None) for recipe in recipes}
+    setup = setups[recipes[0].recipe.max_steps]
+    lm, tokenizer = training.load_model(setup.model_folder), training.load_tokenizer(setup.model_folder)
+    files = training.export_files(lm, tokenizer, torch.float32)
+    model, facts = training.prepare(lm), training.describe_environment()
+    training.set_up = lambda resolved, *_: dataclasses.replace(setups[resolved.recipe.max_steps], resolved=resolved)
+    training.load_model = training.load_tokenizer = lambda folder: None
+    training.export_files = lambda *_: files
+    training.prepare = lambda _: model
+    training.describe_environment = lambda: facts
+    # several files of each kind even for this model
+    checkpoint.SHARD_BYTES, export.SHARD_BYTES = 30_000, 15_000
+
+
+class Teller(Observer):
+    """Tells the parent what happened, through a pipe; a line is whole or not there."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def tell(self, event: str, value: Any) -> None:
+        os.write(self.pipe, (json.dumps([event, value]) + "\n").encode())
+
+    def message(self, text: str) -> None:
+        self.tell("message", text)
+
+    def start(self, step: int, num_steps: int, samples_seen: int, total_samples: int) -> None:
+        self.tell("start", step)
+
+    def saved(self, folder: Path) -> None:
+        self.tell("saved", int(folder.name.removeprefix(checkpoint.PREFIX)))
+
+
+class Child:
+    """A forked process that trains until it is done, fails or is killed."""
+
+    def __init__(self, recipe: ResolvedRecipe, fault: Fault | None = None) -> None:
+        self.born = time.monotonic()
+        self.pipe, theirs = os.pipe()
+        self.text = b""
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.pipe)
+            self._train(recipe, fault, Teller(theirs))
+        os.close(theirs)
+
+    def _train(self, recipe: ResolvedRecipe, fault: Fault | None, teller: Teller) -> NoReturn:
+        code = 99
+        try:
+            disk.calls, disk.fault = 0, fault
+            training.train(recipe, teller)
+            code = 0
+        except SengiError as error:
+            teller.tell("error", [type(error).__name__, str(error)])
+            code = error.exit_code
+        except BaseException:
+            teller.tell("traceback", traceback.format_exc()[-3000:])
+        finally:
+            disk.fault = None
+            if isinstance(fault, FaultAt):
+                teller.tell("fault", fault.told())
+            os._exit(code)
+
+    def wait_for_start(self) -> None:
+        """Return when training begins, or when the child is gone."""
+        while b'["start"' not in self.text and self._read(None):
+            pass
+
+    def _read(self, timeout: float | None) -> bool:
+        if not select.select([self.pipe], [], [], timeout)[0]:
+            return True
+        piece = os.read(self.pipe, 65536)
+        self.text += piece
+        return bool(piece)
+
+    def kill_after(self, seconds: float) -> None:
+        """kill -9, unless it ended before."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and self._read(left):
+            pass
+        os.kill(self.pid, signal.SIGKILL)
+
+    def end(self) -> tuple[int, list[list[Any]]]:
+        """Wait for it; returns exit code (-9 if killed) and what it told."""
+        while self._read(None):
+            pass
+        os.close(self.pipe)
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status), [json.loads(line) for line in self.text.splitlines()]
+
+
+def newest_good(run: Path) -> int:
+    """Step of the newest checkpoint that verifies; 0 where there is none."""
+    for folder in reversed(storage.published(run, checkpoint.PREFIX)):
+        with contextlib.suppress(CheckpointError):
+            return int(storage.verify(folder)["step"])
+    return 0
+
+
+class Server:
+    """The jobs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        write_small_model(root / "model")
+        self.recipe_file = harness.write_recipe(root)
+        preload([self.recipe("preload", steps) for steps in (STEPS, crash_faults.STEP)])
+        self.unbroken: dict[int, Path] = {}
+        self.startup = self.step_seconds = 0.1
+
+    def recipe(self, name: str, steps: int) -> ResolvedRecipe:
+        """The recipe with ``root/name/run`` as its folder; runs share the last part, it is in the model card."""
+        overrides = [f"output_dir={self.root / name / 'run'}", f"max_steps={steps}"]
+        return resolve_recipe(self.recipe_file, overrides)
+
+    def reference(self, steps: int) -> Path:
+        """An unbroken run of that many steps, made once."""
+        if steps not in self.unbroken:
+            child = Child(self.recipe(f"unbroken-{steps}", steps))
+            child.wait_for_start()
+            started = time.monotonic()
+            code, told = child.end()
+            assert code == 0, told
+            self.startup, self.step_seconds = started - child.born, (time.monotonic() - started) / steps
+            self.unbroken[steps] = self.root / f"unbroken-{steps}" / "run"
+        return self.unbroken[steps]
+
+    def kills(self, seed: int, count: int) -> dict[str, Any]:
+        """Kill children until ``count`` died of it; a run that ends is compared and the next one begins."""
+        unbroken = self.reference(STEPS)
+        draw, began = random.Random(seed), time.monotonic()
+        result: dict[str, Any] = {"kills": 0, "in_save": 0, "in_removal": 0, "in_start": 0, "torn": 0, "runs": 0}
+        result |= {"acknowledged": 0, "problems": []}
+        name = ""
+        while result["kills"] < count or name:
+            if not name:
+                name, acknowledged = f"kills-{seed}-{result['runs']}", 0
+                run = self.root / name / "run"
+            child = Child(self.recipe(name, STEPS))
+            if result["kills"] < count:
+                if draw.random() < 0.25:  # while it starts or resumes
+                    child.kill_after(draw.uniform(0, 1.2 * self.startup))
+                else:
+                    child.wait_for_start()
+                    child.kill_after(draw.uniform(0, 3.5 * self.step_seconds))
+            code, told = child.end()
+            saved = [value for event, value in told if event == "saved"]
+            acknowledged = max([acknowledged, *saved])
+            result["acknowledged"] += len(saved)
+            result["torn"] += sum("half-written line" in str(value) for event, value in told if event == "message")
+            if code == -signal.SIGKILL:
+                result["kills"] += 1
+                names = [path.name for path in run.iterdir()] if run.exists() else []
+                result["in_save"] += any(n.startswith(f".tmp-{checkpoint.PREFIX}") for n in names)
+                result["in_removal"] += any(n.startswith(".trash-") for n in names)
+                result["in_start"] += not any(event == "start" for event, _ in told)
+                good = newest_good(run) if run.exists() else 0
+                if good < acknowledged:
+                    result["problems"].append(f"kill {result['kills']}: step {acknowledged} was saved, {good} is there")
+            elif code == 0:
+                result["problems"] += [f"{name}: {text}" for text in harness.differences(run, unbroken, STEPS)]
+                result["runs"] += 1
+                shutil.rmtree(run.parent)
+                name = ""
+            else:
+                result["problems"].append(f"{name}: exit {code}: {told[-2:]}")
+                break
+        return result | {"seconds": round(time.monotonic() - began, 1)}
+
+    def faults(self, modes: list[str], part: int, parts: int) -> dict[str, Any]:
+        """Each fault at call N of a session, for N = part, part + parts, ... until the session has no call N."""
+        began, unbroken, base = time.monotonic(), self.reference(crash_faults.STEP), self._fault_base()
+        result: dict[str, Any] = {"cases": dict.fromkeys(modes, 0), "calls": 0, "problems": []}
+        for mode in modes:
+            number = part
+            while True:
+                name = f"fault-{mode}-{number}"
+                run = self.root / name / "run"
+                shutil.copytree(base, run)
+                fault = FaultAt(mode, number)
+                code, told = Child(self.recipe(name, crash_faults.STEP), fault).end()
+                reported = next((value for event, value in told if event == "fault"), [mode == "kill", [], 0])
+                if code == 0 and reported[2] < number:
+                    result["calls"] = reported[2]
+                    shutil.rmtree(run.parent)
+                    break
+                problems = crash_faults.judge(run, base, unbroken, fault, code, told)
+                code, told = Child(self.recipe(name, crash_faults.STEP)).end()
+                if code != 0:
+                    problems.append(f"the next start: exit {code}, {told[-2:]}")
+                else:
+                    problems += [f"the next start: {text}" for text in harness.differences(run, unbroken, 3)]
+                problems += [] if list(run.glob(".quarantine-*")) else ["the corrupt checkpoint was not kept"]
+                result["problems"] += [f"{mode} at call {number} {reported[1][:1]}: {text}" for text in problems]
+                result["cases"][mode] += reported[0]
+                shutil.rmtree(run.parent)
+                number += parts
+        return result | {"seconds": round(time.monotonic() - began, 1)}
+
+    def _fault_base(self) -> Path:
+        folder = self.root / "fault-base"
+        if not folder.exists():
+            unbroken = self.reference(crash_faults.STEP)
+
+            def train(run: Path, fault: Fault) -> Any:
+                return Child(self.recipe(run.parent.name, crash_faults.STEP), fault).end()
+
+            crash_faults.make_base(folder, train, unbroken)
+        return folder / "run"
+
+
+def main() -> None:
+    """Answer jobs from standard input, a JSON line each, until it closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else may write to the pipe of answers
+    torch.set_num_threads(1)
+    server = Server(Path(sys.argv[1]))
+    for line in sys.stdin:
+        job, arguments = json.loads(line)
+        answers.write(json.dumps(getattr(server, job)(**arguments)) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
