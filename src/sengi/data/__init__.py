@@ -1,0 +1,1 @@
+"""Data: files and rows to conversations, samples, steps and packs."""

@@ -54,7 +54,7 @@ class Encoder:
     def batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode texts without added special tokens, on all of the tokenizer's threads."""
         self.reset()
-        return self._backend.encode_batch(list(texts), add_special_tokens=False)  # type: ignore[no-any-return]
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
 
     def sample(self, layout: Layout, encoding: Encoding) -> Sample | None:
         """Place the spans of a layout in the encoding of its text; None where a prompt border is not a token border."""
@@ -94,7 +94,7 @@ class Encoder:
         return self._twin.encode(layout, {})[0]
 
     def _decode(self, ids: NDArray[np.int32]) -> str:
-        return self._backend.decode(ids.tolist(), skip_special_tokens=False)  # type: ignore[no-any-return]
+        return self._backend.decode(ids.tolist(), skip_special_tokens=False)
 
     def _header(self, text: str) -> list[int]:
         """Ids of a header, from its control token to the border, as at inference."""
@@ -139,7 +139,9 @@ class Twin:
         self._names = names
         self._tokenizer = Tokenizer.from_str(json.dumps(source))
         self._tokenizer.add_tokens([AddedToken(_CUT, normalized=False)])
-        self._cut: int = self._tokenizer.token_to_id(_CUT)
+        cut = self._tokenizer.token_to_id(_CUT)
+        assert cut is not None  # added on the line above
+        self._cut: int = cut
         self._control_ids = np.array(
             [backend.token_to_id(name) for name in names if name != self._unknown], dtype=np.int32
         )
@@ -186,7 +188,7 @@ class Twin:
         return ids[ids != self._cut], turns
 
     def _header(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _rename(self, layout: Layout, cuts: dict[int, int]) -> tuple[str, Callable[[int], int], int]:
         """The text under the twin's names, the map of positions, and how many control tokens it holds."""
@@ -198,7 +200,8 @@ class Twin:
                 controls += match[0] != self._unknown
             at = end
         events.sort()
-        pieces, old, new, size, at = [], [0], [0], 0, 0
+        pieces: list[str] = []
+        old, new, size, at = [0], [0], 0, 0
         for start, end, name in events:
             pieces += (layout.text[at:start], name)
             size += start - at + len(name)

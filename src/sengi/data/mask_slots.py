@@ -57,7 +57,7 @@ def read_slot(messages: Sequence[Message], slot: Slot) -> str:
     value: Any = messages
     for step in slot.path:
         value = value[step]
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def with_slots(messages: Sequence[Message], texts: dict[Path, str]) -> list[Message]:

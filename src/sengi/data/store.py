@@ -94,7 +94,7 @@ class TokenStore:
 
     def place(self, index: int) -> str:
         """``file:row`` of a sample, its id in ledgers and messages."""
-        return f"{self.meta['files'][self._index['file'][index]]}:{self._index['row'][index]}"
+        return f"{self.meta['files'][self._index['file_of'][index]]}:{self._index['row_of'][index]}"
 
     @property
     def source_names(self) -> list[str]:

@@ -66,7 +66,6 @@ def open_store(
         DataError: a file or row cannot be read, or no row is left.
     """
     from sengi.data.masks import Masker
-
     from sengi.model.load import load_tokenizer
 
     files = [(number, path) for number, entry in enumerate(entries) for path in find_files(entry.path)]
@@ -160,7 +159,6 @@ def _start_worker(folder: Path, today: date | None) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     from sengi.data.masks import Masker
-
     from sengi.model.load import load_tokenizer
 
     _worker = Masker(load_tokenizer(folder), today=today)

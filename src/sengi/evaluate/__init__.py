@@ -1,0 +1,1 @@
+"""A checkpoint and questions or held-out text become scores with intervals."""

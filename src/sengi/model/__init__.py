@@ -1,0 +1,1 @@
+"""A transformers model, found safely and made padding-free."""

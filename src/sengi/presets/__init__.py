@@ -1,0 +1,1 @@
+"""Named recipes with their evidence."""
