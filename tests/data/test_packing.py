@@ -161,3 +161,8 @@ def test_turns_pair_packs_of_like_cost() -> None:
     packs = pack_step(lengths, 64, 4)
     loads = [[int(lengths[pack].sum()) for pack in turn] for turn in zip(*packs.ranks, strict=True)]
     assert all(min(earlier) >= max(later) for earlier, later in itertools.pairwise(loads))
+
+
+def test_the_forecast_refuses_what_packing_refuses() -> None:
+    with pytest.raises(InputError, match="max_tokens_per_device is 10, but a sample has 5000 tokens"):
+        pack_lengths(np.array([3, 5000], np.int64), 10)

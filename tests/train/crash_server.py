@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -45,14 +46,14 @@ STEPS = 30  # of the run that is killed
 
 
 def write_small_model(folder: Path) -> None:
-    """A Llama of 5,000 parameters: a checkpoint is 100 kB, a step 10 ms."""
+    """A Llama of 4,000 parameters: a checkpoint is 100 kB."""
     tokenizer = tiny_folder.tiny_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,
         intermediate_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=128,
@@ -95,6 +96,9 @@ class Teller(Observer):
     def start(self, step: int, num_steps: int, samples_seen: int, total_samples: int) -> None:
         self.tell("start", step)
 
+    def step(self, record: dict[str, Any]) -> None:
+        self.tell("step", record["step"])
+
     def saved(self, folder: Path) -> None:
         self.tell("saved", int(folder.name.removeprefix(checkpoint.PREFIX)))
 
@@ -129,9 +133,9 @@ class Child:
                 teller.tell("fault", fault.told())
             os._exit(code)
 
-    def wait_for_start(self) -> None:
-        """Return when training begins, or when the child is gone."""
-        while b'["start"' not in self.text and self._read(None):
+    def wait_for(self, event: str, times: int = 1) -> None:
+        """Return when the child told of that event so many times, or is gone."""
+        while self.text.count(f'["{event}"'.encode()) < times and self._read(None):
             pass
 
     def _read(self, timeout: float | None) -> bool:
@@ -174,7 +178,7 @@ class Server:
         self.recipe_file = harness.write_recipe(root)
         preload([self.recipe("preload", steps) for steps in (STEPS, crash_faults.STEP)])
         self.unbroken: dict[int, Path] = {}
-        self.startup = self.step_seconds = 0.1
+        self.startup = self.step_seconds = self.save_seconds = 0.1
 
     def recipe(self, name: str, steps: int) -> ResolvedRecipe:
         """The recipe with ``root/name/run`` as its folder; runs share the last part, it is in the model card."""
@@ -185,11 +189,16 @@ class Server:
         """An unbroken run of that many steps, made once."""
         if steps not in self.unbroken:
             child = Child(self.recipe(f"unbroken-{steps}", steps))
-            child.wait_for_start()
-            started = time.monotonic()
+            child.wait_for("start")
+            self.startup, started, saves = time.monotonic() - child.born, time.monotonic(), []
+            for step in range(1, steps + 1):
+                child.wait_for("step", step)
+                saves.append(time.monotonic())
+                child.wait_for("saved", step)
+                saves[-1] = time.monotonic() - saves[-1]
+            self.step_seconds, self.save_seconds = (time.monotonic() - started) / steps, sorted(saves)[steps // 2]
             code, told = child.end()
             assert code == 0, told
-            self.startup, self.step_seconds = started - child.born, (time.monotonic() - started) / steps
             self.unbroken[steps] = self.root / f"unbroken-{steps}" / "run"
         return self.unbroken[steps]
 
@@ -206,11 +215,15 @@ class Server:
                 run = self.root / name / "run"
             child = Child(self.recipe(name, STEPS))
             if result["kills"] < count:
-                if draw.random() < 0.25:  # while it starts or resumes
+                aim = draw.random()
+                if aim < 0.2:  # while it starts or resumes
                     child.kill_after(draw.uniform(0, 1.2 * self.startup))
-                else:
-                    child.wait_for_start()
+                elif aim < 0.5:  # at any moment of its work
+                    child.wait_for("start")
                     child.kill_after(draw.uniform(0, 3.5 * self.step_seconds))
+                else:  # after a step was logged: the moments of sync, save, removal and status
+                    child.wait_for("step", draw.randint(1, 2))
+                    child.kill_after(draw.uniform(0, 1.2 * self.save_seconds))
             code, told = child.end()
             saved = [value for event, value in told if event == "saved"]
             acknowledged = max([acknowledged, *saved])
@@ -248,6 +261,10 @@ class Server:
                 fault = FaultAt(mode, number)
                 code, told = Child(self.recipe(name, crash_faults.STEP), fault).end()
                 reported = next((value for event, value in told if event == "fault"), [mode == "kill", [], 0])
+                if code == 0 and not reported[0] and reported[2] >= number:  # nothing was written by call N
+                    shutil.rmtree(run.parent)
+                    number += parts
+                    continue
                 if code == 0 and reported[2] < number:
                     result["calls"] = reported[2]
                     shutil.rmtree(run.parent)
@@ -283,6 +300,7 @@ def main() -> None:
     os.dup2(2, 1)  # nothing else may write to the pipe of answers
     torch.set_num_threads(1)
     server = Server(Path(sys.argv[1]))
+    gc.freeze()  # else each child's collector would touch, and so copy, every inherited page
     for line in sys.stdin:
         job, arguments = json.loads(line)
         answers.write(json.dumps(getattr(server, job)(**arguments)) + "\n")

@@ -40,8 +40,12 @@ class StepPacks:
 
 
 def pack_lengths(lengths: Int64s, budget: int) -> int:
-    """Number of packs that best fit decreasing needs for samples of these lengths on one rank."""
-    return int(_best_fit(lengths, np.argsort(-lengths, kind="stable"), budget)[1])
+    """Number of packs that best fit decreasing needs for samples of these lengths on one rank.
+
+    Raises:
+        InputError: a sample is longer than the budget.
+    """
+    return int(_best_fit(lengths, np.argsort(-lengths, kind="stable"), _room(lengths, budget))[1])
 
 
 def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost: float = 0.0) -> StepPacks:
@@ -57,11 +61,7 @@ def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost:
     Raises:
         InputError: a sample is longer than the budget.
     """
-    if len(lengths) and int(lengths.max()) > budget:
-        raise InputError(
-            f"max_tokens_per_device is {budget}, but a sample has {int(lengths.max())} tokens; "
-            "raise max_tokens_per_device or lower max_length"
-        )
+    budget = _room(lengths, budget)
     order = np.argsort(-lengths, kind="stable")
     costs = lengths + attention_cost * lengths.astype(np.float64) ** 2
     bins, count = _best_fit(lengths, order, budget)
@@ -70,6 +70,16 @@ def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost:
         even, fits = _longest_first(lengths, costs, order, budget, slots)
         bins = even if fits else _split_bins(bins, order, count, slots)
     return _assign(bins, costs, lengths, slots, world_size)
+
+
+def _room(lengths: Int64s, budget: int) -> int:
+    """The budget as far as it matters: the tables of the compiled code are as long as it is."""
+    if len(lengths) and int(lengths.max()) > budget:
+        raise InputError(
+            f"max_tokens_per_device is {budget}, but a sample has {int(lengths.max())} tokens; "
+            "raise max_tokens_per_device or lower max_length"
+        )
+    return min(budget, int(lengths.sum()))
 
 
 def _assign(bins: Int64s, costs: NDArray[np.float64], lengths: Int64s, slots: int, world_size: int) -> StepPacks:

@@ -27,6 +27,7 @@ from sengi.data.conversation import Sample
 from sengi.errors import DataError
 
 VERSION = 1
+META = ("tokens", "fingerprint", "files", "sources", "phases", "entry_counts", "dropped", "truncated", "repairs")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class TokenStore:
         self.path = path
         try:
             self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+            if missing := [key for key in META if key not in self.meta]:
+                raise ValueError(f"meta.json has no {missing[0]}")
             tokens = int(self.meta["tokens"])
             for name, width in (("ids.bin", 4), ("mask.bin", 1)):
                 size = (path / name).stat().st_size
