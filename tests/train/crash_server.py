@@ -180,10 +180,16 @@ class Server:
         self.unbroken: dict[int, Path] = {}
         self.startup = self.step_seconds = self.save_seconds = 0.1
 
-    def recipe(self, name: str, steps: int) -> ResolvedRecipe:
+    def recipe(self, name: str, steps: int, keep: int = 1) -> ResolvedRecipe:
         """The recipe with ``root/name/run`` as its folder; runs share the last part, it is in the model card."""
-        overrides = [f"output_dir={self.root / name / 'run'}", f"max_steps={steps}"]
+        overrides = [f"output_dir={self.root / name / 'run'}", f"max_steps={steps}", f"save_total_limit={keep}"]
         return resolve_recipe(self.recipe_file, overrides)
+
+    def two_checkpoints(self) -> str:
+        """A finished run that kept its last two checkpoints."""
+        code, told = Child(self.recipe("two", crash_faults.STEP, keep=2)).end()
+        assert code == 0, told
+        return str(self.root / "two" / "run")
 
     def reference(self, steps: int) -> Path:
         """An unbroken run of that many steps, made once."""
@@ -216,9 +222,9 @@ class Server:
             child = Child(self.recipe(name, STEPS))
             if result["kills"] < count:
                 aim = draw.random()
-                if aim < 0.2:  # while it starts or resumes
+                if aim < 0.15:  # while it starts or resumes
                     child.kill_after(draw.uniform(0, 1.2 * self.startup))
-                elif aim < 0.5:  # at any moment of its work
+                elif aim < 0.35:  # at any moment of its work
                     child.wait_for("start")
                     child.kill_after(draw.uniform(0, 3.5 * self.step_seconds))
                 else:  # after a step was logged: the moments of sync, save, removal and status

@@ -179,6 +179,8 @@ def _finding(finding: Finding, files: list[str]) -> Table:
 
     colour = "red" if finding.severity == "error" else "yellow"
     table = Table.grid(padding=(0, 1))
+    table.add_column()
+    table.add_column(overflow="fold")  # a path cut with dots names no file
     table.add_row(f"[{colour}]{finding.severity}[/]", f"[bold]{finding.reason}[/]: {finding.count:,}")
     table.add_row("", _safe(finding.message))
     if finding.rows:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +62,14 @@ class TokenStore:
                     raise ValueError(f"{name} has {size:,} bytes instead of {tokens * width:,}")
             with np.load(path / "index.npz", allow_pickle=False) as index:
                 self._index = {name: index[name] for name in ("offsets", "file_of", "row_of", "source_of", "phase_of")}
+            offsets = self._index["offsets"]
+            if offsets[-1] != tokens or {len(column) for column in self._index.values()} != {len(offsets), len(self)}:
+                raise ValueError("index.npz does not fit the other files")
             self._ids = np.memmap(path / "ids.bin", np.int32, "r", shape=(tokens,)) if tokens else np.empty(0, np.int32)
             self._mask = (
                 np.memmap(path / "mask.bin", np.uint8, "r", shape=(tokens,)) if tokens else np.empty(0, np.uint8)
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise DataError(
                 f"{path}: the token store is damaged ({error}); delete this folder, it is rebuilt"
             ) from None

@@ -177,6 +177,11 @@ def _mask(batch: list[Row], masker: Masker) -> tuple[list[Result], Counter[str]]
     return results, masker.counts - before
 
 
+def _place(row: Row) -> str:
+    """``file:row``; the message of a RowError begins with it."""
+    return row.place if isinstance(row, Conversation) else f"{str(row).partition(f':{row.row}: ')[0]}:{row.row}"
+
+
 @dataclass
 class _Writer:
     """Writes samples in row order and counts what is dropped."""
@@ -207,7 +212,7 @@ class _Writer:
         if isinstance(conversation, RowError) or not isinstance(result, Sample):
             error = result if isinstance(result, MaskError | RowError) else conversation
             assert isinstance(error, MaskError | RowError)
-            place = conversation.place if isinstance(conversation, Conversation) else ""
+            place = _place(conversation)
             self._drop(place, error.reason, str(error))
             return
         length, limit = len(result.input_ids), self.options.max_length

@@ -132,6 +132,8 @@ def guard(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     Raises:
         ValueError: an attention mask, a KV cache, or no document bounds.
     """
+    if len(args) > 1:
+        raise ValueError("a padding-free model takes all but input_ids by name (a second place is attention_mask)")
     if kwargs.get("attention_mask") is not None:
         raise ValueError("a padding-free model takes no attention_mask (a mask of ones leaks across documents)")
     if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
@@ -163,7 +165,7 @@ def undo_padding_free(model: PreTrainedModel, attn_implementation: str) -> None:
 def generation_mode(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Lend a padding-free model to code that pads and caches (generation, scoring); restored on exit."""
     cache = model.config.use_cache
-    undo_padding_free(model, "sdpa")
+    undo_padding_free(model, "sdpa" if model._supports_sdpa else "eager")  # Gemma 2 has soft caps, SDPA has not
     model.config.use_cache = True
     try:
         yield model

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sengi.data import store_build
+from sengi.data.formats import read_conversations
+from sengi.data.masks import Masker
+from sengi.data.store import StoreOptions, TokenStore, cache_folder
+from sengi.data.store_build import open_store
+from sengi.errors import DataError
+from sengi.model.load import load_tokenizer
+from sengi.recipe import DataEntry
+from tests.model.tiny_folder import tiny_tokenizer
+from tests.model.tiny_folder import write_tiny_folder as write_model
+
+OPTIONS = StoreOptions(max_length=96, overlong="drop")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("store") / "model")
+
+
+@pytest.fixture(autouse=True)
+def _cache(own_cache: Path) -> Iterator[None]:
+    yield
+    # whatever happened, nothing half-built is left behind
+    assert list(own_cache.glob("tokens/.tmp-*")) == []
+
+
+def chat(question: str, answer: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> DataEntry:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataEntry(path=str(path))
+
+
+def many(count: int, word: str = "number") -> list[dict[str, Any]]:
+    return [chat(f"What is {word} {n}?", f"{word} " * (n % 7 + 1) + str(n)) for n in range(count)]
+
+
+def drops(store: TokenStore) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (store.path / "dropped.jsonl").read_text().splitlines()]
+
+
+def contents(store: TokenStore) -> dict[str, bytes]:
+    """All files of a store, but for what a different path would change."""
+    return {path.name: path.read_bytes() for path in store.path.iterdir() if path.name != "index.npz"}
+
+
+def test_content_is_what_the_masker_gives(tmp_path: Path, model: Path) -> None:
+    entries = [
+        write(tmp_path / "a.jsonl", [*many(5), {"text": "A dog barks."}]),
+        write(tmp_path / "b.jsonl", many(4, "capital")).model_copy(update={"phase": "second"}),
+        write(tmp_path / "c.jsonl", [chat("Hi?", "Yes.", phase="own", source="of the row")]),
+    ]
+    store = open_store(entries, model, OPTIONS)
+    masker = Masker(load_tokenizer(model))
+    rows = [row for entry in entries for row in read_conversations(Path(entry.path))]
+    assert len(store) == len(rows) == 11
+    for number, row in enumerate(rows):
+        wanted = masker.sample(row)
+        found = store.sample(number)
+        np.testing.assert_array_equal(found.input_ids, wanted.input_ids)
+        np.testing.assert_array_equal(found.loss_mask, wanted.loss_mask)
+        assert found.input_ids.dtype == np.int32
+        assert store.lengths[number] == len(wanted.input_ids)
+        assert store.supervised[number] == wanted.num_supervised
+        assert store.place(number) == row.place
+    assert store.entry_counts == [6, 4, 1]
+    assert [store.phase_names[p] for p in store.phase_of] == [""] * 6 + ["second"] * 4 + ["own"]
+    assert [store.source_names[s] for s in store.source_of] == ["a"] * 6 + ["b"] * 4 + ["of the row"]
+    np.testing.assert_array_equal(store.samples([3, 1])[1].input_ids, store.sample(1).input_ids)
+
+
+def test_summary_adds_up(tmp_path: Path, model: Path) -> None:
+    store = open_store([write(tmp_path / "a.jsonl", many(9)), write(tmp_path / "b.jsonl", many(3))], model, OPTIONS)
+    summary = store.summary()
+    assert summary["samples"] == 12
+    assert summary["tokens"] == int(store.lengths.sum())
+    assert {name: value["samples"] for name, value in summary["sources"].items()} == {"a": 9, "b": 3}
+    assert sum(value["supervised_tokens"] for value in summary["sources"].values()) == int(store.supervised.sum())
+    assert sum(summary["length_histogram"]["counts"]) == 12
+    assert list(summary["phases"]) == ["(none)"]
+
+
+def test_a_second_request_opens_the_same_files(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = write(tmp_path / "a.jsonl", many(3))
+    first = open_store([entry], model, OPTIONS)
+    before = {path.name: path.stat().st_mtime_ns for path in first.path.iterdir()}
+
+    def built_again(*_: object) -> None:
+        raise AssertionError("the store was built again")
+
+    monkeypatch.setattr(store_build, "_tokenize", built_again)
+    second = open_store([entry], model, OPTIONS)
+    assert second.path == first.path
+    assert second.path.parent == cache_folder() / "tokens"
+    assert {path.name: path.stat().st_mtime_ns for path in second.path.iterdir()} == before
+
+
+def test_fingerprint_follows_everything_that_decides_the_content(tmp_path: Path, model: Path) -> None:
+    entry = write(tmp_path / "a.jsonl", many(3))
+    first = open_store([entry], model, OPTIONS).fingerprint
+    # the same again, even for a copy of the model folder elsewhere, or touched files
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (tmp_path / "a.jsonl").touch()
+    assert open_store([entry], copy, OPTIONS).fingerprint == first
+    others = {
+        "options": open_store([entry], model, StoreOptions(95, "drop")).fingerprint,
+        "policy": open_store([entry], model, StoreOptions(96, "truncate")).fingerprint,
+        "phase": open_store([entry.model_copy(update={"phase": "x"})], model, OPTIONS).fingerprint,
+        "twice": open_store([entry, entry], model, OPTIONS).fingerprint,
+    }
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("\n", "\n\n")
+    tokenizer.save_pretrained(copy)
+    others["template"] = open_store([entry], copy, OPTIONS).fingerprint
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["capital"])
+    tokenizer.save_pretrained(copy)
+    others["vocabulary"] = open_store([entry], copy, OPTIONS).fingerprint
+    # one byte of the data, same length and same time stamp
+    text = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(text.replace("What", "Whet", 1))
+    others["data"] = open_store([entry], model, OPTIONS).fingerprint
+    assert len({first, *others.values()}) == 1 + len(others), others
+
+
+def test_weights_do_not_make_another_store(tmp_path: Path, model: Path) -> None:
+    entry = write(tmp_path / "a.jsonl", many(3))
+    heavier = entry.model_copy(update={"weight": 2.5})
+    assert open_store([entry], model, OPTIONS).path == open_store([heavier], model, OPTIONS).path
+
+
+def test_several_processes_build_what_one_builds(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = many(60)
+    rows[17] = {"messages": [{"role": "user", "content": "no answer"}]}
+    rows[41] = chat("long?", "word " * 200)
+    entries = [write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", many(13, "animal"))]
+    serial = open_store(entries, model, OPTIONS)
+    (kept := tmp_path / "serial").mkdir()
+    serial.path.rename(kept / "store")
+    monkeypatch.setattr(store_build, "BATCH", 7)
+    monkeypatch.setattr(store_build, "ALONE", 2)
+    seen: list[int] = []
+    parallel = open_store(entries, model, OPTIONS, workers=2, progress=seen.append)
+    assert contents(parallel) == contents(TokenStore(kept / "store"))
+    for name in ("offsets", "file_of", "row_of", "source_of", "phase_of"):
+        with np.load(kept / "store" / "index.npz") as one, np.load(parallel.path / "index.npz") as two:
+            np.testing.assert_array_equal(one[name], two[name])
+    # progress counts rows, dropped ones too, and ends at all of them
+    assert seen == sorted(seen)
+    assert seen[-1] == 73
+
+
+def test_overlong_samples_are_dropped_counted_and_listed(tmp_path: Path, model: Path) -> None:
+    entry = write(tmp_path / "a.jsonl", [*many(2), chat("long?", "word " * 200), *many(2)])
+    store = open_store([entry], model, OPTIONS)
+    assert len(store) == 4
+    assert store.meta["dropped"] == {"overlong": 1}
+    assert store.meta["rows"] == 5
+    (drop,) = drops(store)
+    assert drop["place"] == f"{entry.path}:3"
+    assert drop["reason"] == "overlong"
+    assert "max_length is 96" in drop["message"]
+    # a sample of exactly max_length stays
+    longest = int(store.lengths.max())
+    assert open_store([entry], model, StoreOptions(longest, "drop")).meta["dropped"] == {"overlong": 1}
+    assert open_store([entry], model, StoreOptions(longest - 1, "drop")).meta["dropped"]["overlong"] > 1
+
+
+def test_overlong_samples_can_be_cut(tmp_path: Path, model: Path) -> None:
+    rows = [*many(1), chat("long?", "word " * 200), chat("question " * 80, "answer")]
+    store = open_store([write(tmp_path / "a.jsonl", rows)], model, StoreOptions(96, "truncate"))
+    whole = Masker(load_tokenizer(model)).sample(list(read_conversations(tmp_path / "a.jsonl"))[1])
+    np.testing.assert_array_equal(store.sample(1).input_ids, whole.input_ids[:96])
+    np.testing.assert_array_equal(store.sample(1).loss_mask, whole.loss_mask[:96])
+    assert store.meta["truncated"] == 2
+    # a cut that leaves nothing to learn is a drop with its own reason, listed beside the cuts
+    assert store.meta["dropped"] == {"no_supervised_token": 1}
+    assert [line["reason"] for line in drops(store)] == ["truncated", "truncated", "no_supervised_token"]
+
+
+def test_overlong_samples_can_be_an_error(tmp_path: Path, model: Path) -> None:
+    entry = write(tmp_path / "a.jsonl", [*many(1), chat("long?", "word " * 200)])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: [\d,]+ tokens, max_length is 96; raise max_length, or set overlong"):
+        open_store([entry], model, StoreOptions(96, "error"))
+
+
+def test_rows_without_anything_to_learn_are_counted_by_reason(tmp_path: Path, model: Path) -> None:
+    rows = [
+        *many(2),
+        {"messages": [{"role": "user", "content": "no answer"}]},
+        {"messages": [{"role": "user", "content": "nor here"}]},
+        chat("Hi?", "Yes.") | {"messages": [*chat("Hi?", "Yes.")["messages"][:1], _untrained("Yes.")]},
+    ]
+    store = open_store([write(tmp_path / "a.jsonl", rows)], model, OPTIONS)
+    assert len(store) == 2
+    assert store.meta["dropped"]["no_assistant_turn"] == 2
+    assert sum(store.meta["dropped"].values()) == 3
+    assert [line["place"].rpartition(":")[2] for line in drops(store)] == ["3", "4", "5"]
+    assert all(line["message"].startswith(line["place"]) for line in drops(store))
+
+
+def _untrained(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, "train": False}
+
+
+def test_all_rows_dropped_is_an_error_that_shows_the_first(tmp_path: Path, model: Path) -> None:
+    entry = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "no"}]}] * 3)
+    with pytest.raises(DataError, match=r"none of 3 rows can be trained on; the first: .*a\.jsonl:1: .*no_assistant"):
+        open_store([entry], model, OPTIONS)
+    assert list((cache_folder() / "tokens").iterdir()) == []
+
+
+def test_an_empty_file_is_an_error_that_names_it(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(DataError, match=r"empty\.jsonl"):
+        open_store([write(tmp_path / "empty.jsonl", [])], model, OPTIONS)
+
+
+def test_a_row_that_cannot_be_read_is_an_error_that_names_file_and_line(tmp_path: Path, model: Path) -> None:
+    entry = write(tmp_path / "a.jsonl", many(2))
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "user", "con')
+    with pytest.raises(DataError, match=r"a\.jsonl:3"):
+        open_store([entry], model, OPTIONS)
+
+
+def test_a_full_disk_is_an_error_that_names_the_cure(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_build.np, "savez", full)
+    with pytest.raises(DataError, match="No space left on device; free space or set SENGI_CACHE"):
+        open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+
+
+def test_two_builders_of_one_store_end_with_one(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = write(tmp_path / "a.jsonl", many(3))
+    rename, others = os.rename, []
+
+    def overtaken(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        others.append(open_store([entry], model, OPTIONS))  # another process is first
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    store = open_store([entry], model, OPTIONS)
+    assert store.path == others[0].path
+    assert len(store) == 3
+
+
+FILES = ["ids.bin", "mask.bin", "index.npz", "meta.json"]
+
+
+# a grown index.npz is none: a zip file may have anything before it
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(n, d) for n in FILES for d in ("missing", "empty", "cut", "grown") if (n, d) != ("index.npz", "grown")],
+)
+def test_a_damaged_store_says_so_and_names_the_cure(tmp_path: Path, built: Path, name: str, damage: str) -> None:
+    store = Path(shutil.copytree(built, tmp_path / "damaged"))
+    content = (store / name).read_bytes()
+    (store / name).unlink()
+    if damage != "missing":
+        kept = {"empty": b"", "cut": content[: len(content) // 2], "grown": content + content}[damage]
+        (store / name).write_bytes(kept)
+    with pytest.raises(DataError, match="the token store is damaged .*; delete this folder, it is rebuilt"):
+        TokenStore(store)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    ["[]", "{}", '{"tokens": null}', '{"tokens": {}}'],
+)
+def test_a_store_with_wrong_meta_is_damaged(tmp_path: Path, built: Path, meta: str) -> None:
+    store = Path(shutil.copytree(built, tmp_path / "damaged"))
+    (store / "meta.json").write_text(meta)
+    with pytest.raises(DataError, match="the token store is damaged"):
+        TokenStore(store)
+
+
+def test_an_index_of_another_store_is_damage(tmp_path: Path, built: Path) -> None:
+    store = Path(shutil.copytree(built, tmp_path / "damaged"))
+    with np.load(built / "index.npz") as index:
+        arrays = dict(index)
+    arrays["offsets"] = arrays["offsets"][:-1]
+    np.savez(store / "index.npz", **arrays)
+    with pytest.raises(DataError, match="the token store is damaged"):
+        TokenStore(store)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A small good store."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENGI_CACHE", str(folder / "cache"))
+        return open_store([write(folder / "a.jsonl", many(3))], model, OPTIONS).path
