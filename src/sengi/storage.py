@@ -239,6 +239,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if folder.is_symlink():
         raise CheckpointError(f"{folder}: a link, not a folder; move the checkpoint itself here")
     try:
+        for name in (MANIFEST, SEAL):
+            if not stat.S_ISREG((folder / name).lstat().st_mode):  # reading a pipe would wait for ever
+                raise CheckpointError(f"{folder / name}: a link or special file; a checkpoint has plain files only")
         data = (folder / MANIFEST).read_bytes()
         seal = (folder / SEAL).read_bytes()
     except OSError:

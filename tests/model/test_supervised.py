@@ -186,6 +186,14 @@ def test_a_model_with_an_unknown_logit_rule_is_refused_by_name() -> None:
         prepare(lm)
 
 
+def test_a_model_with_damaged_weights_is_refused() -> None:
+    lm = copy.deepcopy(family("llama"))
+    with torch.no_grad():
+        lm.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="LlamaForCausalLM: the loss of a short text is not finite"):
+        prepare(lm)
+
+
 @pytest.fixture
 def llama() -> SupervisedModel:
     return prepare(copy.deepcopy(family("llama")))

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from cyclopts import App, Parameter
+from rich.console import Console
 
 from sengi import __version__
 from sengi.errors import SengiError
@@ -35,6 +36,7 @@ app = App(
     version=__version__,
     result_action="return_value",
     default_parameter=Parameter(negative=()),  # no --no-json, no --empty-set
+    error_formatter=lambda error: f"error: {' '.join(str(error).split())} See 'sengi --help'.",
 )
 app.command("sengi.cli.train:train", name="train", help="Train a recipe, or continue where it stopped.")
 app.command("sengi.cli.plan:plan", name="plan", help="Show what a run would do and need, without training.")
@@ -65,7 +67,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def run(tokens: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code instead of exiting."""
     try:
-        result = app(tokens)
+        result = app(tokens, error_console=Console(stderr=True, soft_wrap=True, highlight=False))
         return result if isinstance(result, int) else 0
     except SengiError as error:
         if not getattr(error, "elsewhere", False):  # the rank it happened on prints it

@@ -75,13 +75,15 @@ def prepare(lm: PreTrainedModel) -> SupervisedModel:
     Dropout is off (evaluation mode) in training, too: its noise would depend on how samples are packed.
 
     Raises:
-        ModelError: the loss of our head differs from the one of the model's own logits.
+        ModelError: the loss of our head differs from the one of the model's own logits, or is not finite.
     """
     lm.eval()
     before = lm.config._attn_implementation
     probe = _probe_pack(lm.config.get_text_config().vocab_size)
     with torch.no_grad():
         expected = _reference_nll(lm, probe)
+        if not torch.isfinite(expected).all():
+            raise ModelError(f"{type(lm).__name__}: the loss of a short text is not finite; its weights are damaged")
         packed = _try_packed(lm, probe)
         if packed is not None and _close(packed[1], expected) and not _leaks(packed[0], probe):
             return packed[0]
@@ -135,7 +137,7 @@ def _leaks(model: SupervisedModel, pack: Pack) -> bool:
     """
     first = int(pack.bounds[1])
     ids = pack.input_ids.clone()
-    ids[:, :first] = ids[:, :first].flip(1).roll(1, dims=1)
+    ids[:, :first] = ids[:, -first:]
     before, after = (model.hidden_states(p)[first:] for p in (pack, replace(pack, input_ids=ids)))
     return bool((before - after).abs().max() > 1e-4 * before.abs().max())
 

@@ -59,6 +59,7 @@ class Loop:
         self.step = 0
         self.saved_step = -1
         self.loss = float("nan")
+        self.peak = setup.plan.peak_flops
 
     def restore(self) -> None:
         """Go to the newest good checkpoint, if there is one, and open the log behind it.
@@ -159,8 +160,10 @@ class Loop:
         samples = setup.steps.step_samples(step)
         lengths = setup.store.lengths[samples]
         tokens, targets = int(lengths.sum()), int(setup.store.supervised[samples].sum())
-        flops = setup.cost.flops(tokens, targets, float((lengths.astype(float) ** 2).sum()))
-        peak = setup.plan.peak_flops
+        speed = setup.cost.flops(tokens, targets, float((lengths.astype(float) ** 2).sum())) / seconds
+        ranks = self.world.size if self.world.device.type == "cuda" else 1  # ranks of one CPU share its cores
+        if self.peak is not None:  # a CPU's peak is measured; if the machine was busy then, a step can be faster
+            self.peak = max(self.peak, speed / ranks)
         return {
             "step": step,
             "epoch": round(setup.steps.epoch_at(step), 6),
@@ -172,7 +175,7 @@ class Loop:
             "grad_norm": result.grad_norm,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
-            "mfu": flops / seconds / peak if peak else None,
+            "mfu": speed / (self.peak * ranks) if self.peak else None,
             "step_seconds": seconds,
             "data_wait_seconds": planned + result.data_seconds,
             "peak_memory_bytes": _peak_memory(self.world.device),

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from sengi.data.conversation import Sample
+from sengi.data.packs import make_pack
+from sengi.model import cost as module
+from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
+from sengi.model.supervised import prepare
+from tests.model.families import FAMILIES, VOCAB, family
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, tied", "gemma3", "qwen3"])
+def test_flops_are_those_that_torch_counts(name: str) -> None:
+    # torch's counter sees every matrix product of forward and backward: linear layers as mm, attention as bmm
+    lm = copy.deepcopy(family(name))
+    cost = model_cost(lm)
+    lengths = [20, 33, 7]
+    samples = [Sample(np.arange(n, dtype=np.int32) % VOCAB, np.ones(n, np.uint8)) for n in lengths]
+    pack, model = make_pack(samples), prepare(lm)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(pack, torch.ones(len(pack.targets)))[0].backward()
+    counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    attention = sum(flops for op, flops in counted.items() if "bmm" in op)
+    assert sum(counted.values()) - attention == cost.flops(sum(lengths), len(pack.targets), 0)
+    # whole squares there, the causal half of them in the formula
+    assert attention / 2 == cost.flops(0, 0, sum(n * n for n in lengths))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_config_alone_gives_the_same_sizes(name: str) -> None:
+    # the forecast is made before weights are read
+    lm = family(name)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(lm.config)
+    assert model_cost(empty) == model_cost(lm)
+
+
+def test_tied_weights_count_once() -> None:
+    tied, untied = model_cost(family("llama, tied")), model_cost(family("llama"))
+    assert untied.parameters - tied.parameters == VOCAB * 32
+    assert tied.linear == untied.linear
+    assert tied.head == untied.head == VOCAB * 32
+
+
+def test_attention_cost_is_the_exchange_rate_of_packing() -> None:
+    cost = model_cost(family("llama"))
+    # a document of L tokens costs 6 * linear * (L + attention_cost * L**2)
+    assert 6 * cost.linear * (50 + cost.attention_cost * 2500) == pytest.approx(cost.flops(50, 0, 2500))
+    assert ModelCost(1, 0, 1, 1.0, 1).attention_cost == 0.0
+
+
+def test_auto_budget() -> None:
+    cost = ModelCost(parameters=10_000_000, linear=1, head=1, squared=0.0, activation_bytes=100_000)
+
+    def budget(memory: float, device: torch.device = CPU, longest: int = 100, ranks: int = 1) -> int:
+        return token_budget(cost, longest, int(memory), ranks, device)
+
+    # more memory never gives less, between a floor and a ceiling, in steps of 512
+    budgets = [budget(m) for m in (0, 3e8, 4e8, 6e8, 1e9, 1e10)]
+    assert budgets == sorted(budgets)
+    assert (budgets[0], budgets[-1]) == (512, 4096)
+    assert all(b % 512 == 0 for b in budgets)
+    # weights, gradients and two moments in float32 come first, and shards are smaller
+    assert budget(160e6 / 0.7) == 512
+    assert budget(5e8, ranks=4) > budget(5e8)
+    # whatever fits must fit the longest sample
+    assert budget(0, longest=5000) == 5000
+    assert budget(1e15, device=torch.device("cuda")) == 65_536
+
+
+def test_memory_is_shared_by_the_ranks_of_a_machine() -> None:
+    one, four = available_memory(CPU, 1), available_memory(CPU, 4)
+    assert 0 < four < one < 1 << 50
+    assert one / four == pytest.approx(4, rel=0.3)
+
+
+def test_peak_of_a_cpu_is_measured() -> None:
+    peak = peak_flops(CPU, torch.float32)
+    assert peak is not None
+    assert 1e8 < peak < 1e14
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989e12),
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312e12),
+        ("NVIDIA H100 80GB HBM3", torch.float32, None),
+        ("NVIDIA GeForce GTX 1080", torch.bfloat16, None),
+    ],
+)
+def test_peak_of_a_gpu_is_the_data_sheets(
+    name: str, dtype: torch.dtype, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), dtype) == peak
+
+
+def test_bfloat16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (True, False):
+        monkeypatch.setattr(module.torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(module.torch.cpu, "_is_amx_tile_supported", lambda: False)
+        dtype, reason = best_dtype(CPU)
+        assert dtype == (torch.bfloat16 if native else torch.float32)
+        assert ("natively" in reason) == native

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sengi.errors import DataError
+from sengi.recipe_sources import resolve_recipe
+from sengi.train.distributed import World
+from sengi.train.run import train
+from tests.model.tiny_folder import write_tiny_folder as write_model
+from tests.train.memory_run import ALONE
+
+ROOT = Path(__file__).parents[2]
+REDUCTIONS = ("token", "sample")
+# Tokens a micro-batch may hold: the longest sample alone, something odd, everything at once
+BUDGETS = {1: ("longest", 131, 100_000), 2: ("longest", 197), 4: ("longest", 300)}
+SAMPLES, BATCH, EPOCHS = 29, 7, 2  # a step crosses the epochs, the last one is short: 2 of 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, training data, held-out data."""
+    folder = tmp_path_factory.mktemp("distributed")
+    write_model(folder / "model")
+    words = "The capital of France is Paris and a dog barks".split()
+    for name, first, count in (("train", 0, SAMPLES), ("heldout", 100, 5)):
+        rows = [
+            {
+                "messages": [
+                    {"role": "user", "content": " ".join(words[: n % 5 + 1]) + f" {n}?"},
+                    {"role": "assistant", "content": " ".join(words[n % 3 : n % 3 + (n * n) % 7 + 1])},
+                ],
+                "source": f"s{n % 2}",
+            }
+            for n in range(first, first + count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_recipe(folder: Path, world: int, budget: int, reduction: str) -> Path:
+    name = f"w{world}-b{budget}-{reduction}"
+    recipe: dict[str, Any] = {
+        "model_name_or_path": str(folder / "model"),
+        "data": [{"path": str(folder / "train.jsonl")}],
+        "eval_data": [{"path": str(folder / "heldout.jsonl")}],
+        "output_dir": str(folder / "runs" / name),
+        "effective_batch_size": BATCH,
+        "num_train_epochs": EPOCHS,
+        "learning_rate": 1e-3,
+        "max_tokens_per_device": budget,
+        "loss_reduction": reduction,
+        "dtype": "float32",
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    return path
+
+
+def dynamics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "dynamics.jsonl").read_text().splitlines()]
+
+
+def heldout(run: Path) -> list[list[dict[str, Any]]]:
+    return [json.loads(path.read_text())["scores"] for path in sorted((run / "evaluations").glob("*heldout.json"))]
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
+    """All runs, by number of processes and loss reduction; the first of one process is the reference."""
+    from sengi.data.store import StoreOptions
+    from sengi.data.store_build import open_store
+    from sengi.recipe import DataEntry
+
+    store = open_store([DataEntry(path=str(folder / "train.jsonl"))], folder / "model", StoreOptions(4096, "drop"))
+    longest = int(store.lengths.max())
+    assert longest < 131  # so that all budgets are different
+    found: dict[int, dict[str, list[Path]]] = {}
+    for world, budgets in BUDGETS.items():
+        recipes = {
+            reduction: [
+                write_recipe(folder, world, longest if b == "longest" else int(b), reduction) for b in budgets[::-1]
+            ]
+            for reduction in REDUCTIONS
+        }
+        everything = [path for paths in recipes.values() for path in paths]
+        if world == 1:
+            for path in everything:
+                train(resolve_recipe(path))
+        else:
+            launch(folder, world, everything)
+        found[world] = {r: [folder / "runs" / path.stem for path in paths] for r, paths in recipes.items()}
+    return found
+
+
+def launch(folder: Path, world: int, recipes: list[Path]) -> None:
+    out = folder / f"talk-{world}"
+    out.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    command += [str(Path(__file__).with_name("rank_program.py")), str(out), *map(str, recipes)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("world", list(BUDGETS))
+def test_processes_and_budgets_change_nothing(
+    runs: dict[int, dict[str, list[Path]]], world: int, reduction: str
+) -> None:
+    reference = dynamics(runs[1][reduction][0])
+    assert len(reference) == -(-SAMPLES * EPOCHS // BATCH)
+    for run in runs[world][reduction]:
+        lines = dynamics(run)
+        for mine, wanted in zip(lines, reference, strict=True):
+            for key in ("step", "samples_sha256", "samples_seen", "num_tokens", "num_supervised_tokens", "epoch"):
+                assert mine[key] == wanted[key], (run.name, key)
+            for key in ("loss", "grad_norm"):
+                assert mine[key] == pytest.approx(wanted[key], rel=1e-4), (run.name, mine["step"], key)
+    # it was a training, and the reductions are not the same
+    assert reference[-2]["loss"] < reference[0]["loss"]
+    other = dynamics(runs[1]["token" if reduction == "sample" else "sample"][0])
+    assert abs(reference[0]["loss"] / other[0]["loss"] - 1) > 1e-3
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_heldout_loss_is_the_same_on_any_number_of_processes(
+    runs: dict[int, dict[str, list[Path]]], world: int
+) -> None:
+    for reduction in REDUCTIONS:
+        reference = heldout(runs[1][reduction][0])
+        assert len(reference) == 2  # before and after
+        for run in runs[world][reduction]:
+            for mine, wanted in zip(heldout(run), reference, strict=True):
+                assert [score["group"] for score in mine] == ["all", "source=s0", "source=s1"]
+                for one, two in zip(mine, wanted, strict=True):
+                    assert one["group"] == two["group"]
+                    assert [one[k] for k in ("value", "low", "high")] == pytest.approx(
+                        [two[k] for k in ("value", "low", "high")], rel=1e-4
+                    )
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_exported_weights_are_those_of_one_process(runs: dict[int, dict[str, list[Path]]], world: int) -> None:
+    from safetensors.torch import load_file
+
+    def weights(run: Path) -> dict[str, torch.Tensor]:
+        return load_file(next(run.glob("checkpoint-*")) / "model.safetensors")
+
+    reference = weights(runs[1]["token"][0])
+    before = load_file(runs[1]["token"][0].parents[1] / "model" / "model.safetensors")
+    mine = weights(runs[world]["token"][0])
+    assert mine.keys() == reference.keys() == before.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(mine[name], tensor, rtol=1e-3, atol=1e-4)
+    assert any(not torch.equal(reference[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_one_rank_does_all_learn(runs: object, folder: Path, world: int) -> None:
+    reports = [json.loads((folder / f"talk-{world}" / f"rank-{rank}.json").read_text()) for rank in range(world)]
+    last = world - 1
+    for rank, said in enumerate(reports):
+        assert said["place"] == [rank, world, rank == 0]
+        assert [part["rank"] for part in said["gather"]] == list(range(world))
+        assert [len(part["text"]) for part in said["gather"]] == [1 + 1000 * r for r in range(world)]
+        assert said["sum"] == world * (world + 1) / 2
+        assert said["any"] == [False, True, True]
+        assert said["together"]["value"] == [f"done by {r}" for r in range(world)]
+        assert said["on_first"]["value"] == {"by": 0}
+        assert said["after"] == list(range(world))
+        # a user error keeps its class and words everywhere; only the rank it happened on prints it
+        error = said["input error"]
+        assert (error["error"], error["text"]) == ("DataError", "a.jsonl:3: cut")
+        assert error["elsewhere"] == (rank != last)
+        # any other exception becomes a RankError that names rank and cause; its own rank keeps the exception
+        own = rank == last
+        for name, kind, text in (("any error", "ZeroDivisionError", "by zero"), ("mask error", "MaskError", "a.jsonl:4")):
+            error = said[name]
+            assert error["error"] == (kind if own else "RankError")
+            assert error["text"] == (text if own else f"rank {last}: {kind}: {text}")
+        # of two, the lowest rank's is told; each of the two raises its own
+        assert said["two errors"]["text"] == (f"of {rank}" if rank in (0, last) else "of 0")
+        assert said["first fails"]["error"] == ("OSError" if rank == 0 else "RankError")
+        assert "No space left" in said["first fails"]["text"]
+
+
+def test_a_world_of_one_is_the_same_without_processes() -> None:
+    assert ALONE.first
+    assert ALONE.gather({"a": 1}) == [{"a": 1}]
+    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
+    assert float(ALONE.sum(torch.tensor(3.0))) == 3.0
+    assert ALONE.on_first(lambda: "x") == "x"
+
+    def fail() -> None:
+        raise DataError("a.jsonl:3")
+
+    with pytest.raises(DataError, match=r"a\.jsonl:3") as caught:
+        ALONE.together(fail)
+    assert not caught.value.elsewhere
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sengi.train.distributed import end_world, start_world
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert start_world() == World(0, 1, torch.device("cpu"))
+    end_world()  # harmless
