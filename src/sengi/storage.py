@@ -101,7 +101,7 @@ class AppendLog:
     def append(self, value: dict[str, Any]) -> None:
         """Add one JSON line; it survives a killed process at once, a power cut after :meth:`sync`."""
         line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        with explained(self.path, "appending a line"):
+        with explained(self.path, f"appending {len(line):,} bytes"):
             disk.write_all(self._fd, line, self.path)
 
     def sync(self) -> None:

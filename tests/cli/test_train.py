@@ -241,3 +241,22 @@ def test_a_missing_recipe_names_the_nearest_file(tmp_path: Path, capsys) -> None
     (tmp_path / "recipe.yaml").write_text("model_name_or_path: x\n")
     assert run(["train", str(tmp_path / "recip.yaml")]) == 2
     assert "did you mean 'recipe.yaml'" in one_line_error(capsys)
+
+
+def test_bad_input_leaves_no_folder_behind(recipe: Callable[..., Path], tmp_path: Path, capsys) -> None:
+    path = recipe()
+    change_data("")(tmp_path)
+    assert run(["train", str(path)]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_longer_than_the_models_context_are_refused(
+    recipe: Callable[..., Path], tmp_path: Path, capsys
+) -> None:
+    long = {"messages": [{"role": "user", "content": "one " * 400}, {"role": "assistant", "content": "two"}]}
+    path = recipe(eval_data=None, eval_questions=None)
+    change_data(GOOD + json.dumps(long) + "\n")(tmp_path)
+    assert run(["train", str(path)]) == 2
+    message = one_line_error(capsys)
+    assert "train.jsonl:2 has" in message
+    assert "this model was made for 256; lower max_length to 256" in message

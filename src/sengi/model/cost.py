@@ -29,6 +29,7 @@ class ModelCost:
         linear: parameters in the matrices of the layers, without embedding and head.
         head: parameters of the output embedding.
         squared: FLOPs (training) for each squared token of a document.
+        context: tokens the model was made for (``max_position_embeddings``), or None.
         activation_bytes: rough bytes that the backward pass keeps for each token, in float32.
     """
 
@@ -37,6 +38,7 @@ class ModelCost:
     head: int
     squared: float
     activation_bytes: int
+    context: int | None = None
 
     @property
     def attention_cost(self) -> float:
@@ -66,6 +68,7 @@ def model_cost(lm: PreTrainedModel) -> ModelCost:
         squared=6.0 * layers * heads * head_dim,
         # residual stream, norms, q, k, v and attention output; gate, up, their product and its input gradient
         activation_bytes=layers * (10 * hidden + 4 * inner) * 4,
+        context=getattr(config, "max_position_embeddings", None),
     )
 
 

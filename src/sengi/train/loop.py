@@ -94,6 +94,7 @@ class Loop:
         """
         steps = self.setup.steps
         self.observer.start(self.step, steps.num_steps, self.samples_seen(self.step), steps.total_samples)
+        self.stop.patient = True
         while self.step < steps.num_steps:
             self._train_step(self.step + 1)
             every = self.recipe.eval_steps
@@ -102,6 +103,7 @@ class Loop:
             if self._save_is_due():
                 self._save()
         self._save_if_new()
+        self.stop.patient = False
         return self.folder.path / f"{checkpoint.PREFIX}{self.step}"
 
     def samples_seen(self, step: int) -> int:

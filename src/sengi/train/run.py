@@ -66,17 +66,19 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResu
         observer = observer if observer is not None and world.first else Observer()
         told = observer.message
 
-        def claim() -> None:
+        for note in world.on_first(lambda: check_same_recipe(path, resolved)):
+            told(note)
+        setup = set_up(resolved, world, observer, world.on_first(lambda: read_plan(path)))
+
+        def claim() -> None:  # only now: bad input leaves no folder behind
             storage.create_folder(path)
             stack.enter_context(storage.lock(path))
-            for note in check_same_recipe(path, resolved):
-                told(note)
+            check_same_recipe(path, resolved)
+            check_same_data(path, setup.store.fingerprint)
             if left := storage.sweep(path):
                 told(f"removed {len(left)} left-overs of an interrupted save")
 
         world.on_first(claim)
-        setup = set_up(resolved, world, observer, world.on_first(lambda: read_plan(path)))
-        world.on_first(lambda: check_same_data(path, setup.store.fingerprint))
         observer.plan(setup.plan)
         folder = RunFolder(path)
         try:

@@ -14,12 +14,14 @@ from sengi.data.packing import pack_step
 from sengi.data.plan import StepPlan
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
-from sengi.model.cost import ModelCost
+from sengi.model.cost import ModelCost, best_dtype
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
 
 LOOK_AT = 16  # steps whose packs are looked at for the forecast
-CPU_EFFICIENCY, GPU_EFFICIENCY = 0.55, 0.35  # share of the peak that training reached where it was measured
+# Share of the peak that a forecast assumes: 0.8 was measured on 2 CPU cores at 135M in float32 (docs/results); for
+# GPUs peers publish 0.28 to 0.41, nothing was measured here
+CPU_EFFICIENCY, GPU_EFFICIENCY = 0.7, 0.35
 NOTABLE = (
     "effective_batch_size",
     "learning_rate",
@@ -105,6 +107,12 @@ def make_plan(
             f"max_tokens_per_device is {budget:,}, but {place} has {longest:,} tokens; raise max_tokens_per_device "
             "or lower max_length"
         )
+    if cost.context is not None and longest > cost.context:
+        place = store.place(int(store.lengths.argmax()))
+        raise InputError(
+            f"max_length is {recipe.max_length:,} and {place} has {longest:,} tokens, but this model was made for "
+            f"{cost.context:,}; lower max_length to {cost.context:,}"
+        )
     looked = np.unique(np.linspace(1, steps.num_steps, min(LOOK_AT, steps.num_steps)).astype(int))
     packs = [pack_step(store.lengths[steps.step_samples(k)], budget, world_size, cost.attention_cost) for k in looked]
     slots = sum(len(rank) for step in packs for rank in step.ranks)
@@ -145,7 +153,7 @@ def make_plan(
         data=store.summary(),
         origins=dict(resolved.origins),
         reasons=_reasons(resolved, dtype_reason),
-        warnings=_warnings(recipe, steps, store),
+        warnings=_warnings(recipe, steps, store) + _dtype_warning(recipe, device),
     )
     existing = sum(f.stat().st_size for f in Path(recipe.output_dir).glob("checkpoint-*/**/*") if f.is_file())
     if plan.disk_bytes > plan.disk_free + existing:
@@ -168,6 +176,13 @@ def _reasons(resolved: ResolvedRecipe, dtype_reason: str) -> dict[str, str]:
     if resolved.recipe.dtype == "auto":
         reasons["dtype"] = dtype_reason
     return reasons
+
+
+def _dtype_warning(recipe: Recipe, device: torch.device) -> list[str]:
+    best, reason = best_dtype(device)
+    if recipe.dtype == "bfloat16" and best != torch.bfloat16:
+        return [f"dtype is bfloat16, but {reason}; set dtype: float32"]
+    return []
 
 
 def _warnings(recipe: Recipe, steps: StepPlan, store: TokenStore) -> list[str]:

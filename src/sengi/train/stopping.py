@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: one request saves and stops, a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM: one request saves and stops, a second Ctrl-C stops at once.
+
+Inside the step loop a request waits for the next micro-batch, so that the state can be saved; outside of it
+(tokenizing, scoring) there is nothing to save and it takes effect at once.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,20 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from sengi.errors import StoppedByRequest
+
 
 class StopRequest:
     """Catches SIGINT and SIGTERM while it is entered; does nothing outside the main thread.
 
     Attributes:
         reason: name of the signal that asked to stop, or empty.
+        patient: whether somebody looks at ``reason`` between micro-batches; else a signal raises at once.
     """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.patient = False
         self._first = 0.0
         self._before: dict[int, Any] = {}
 
@@ -37,3 +45,5 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self.reason:
             self.reason, self._first = signal.Signals(number).name, time.monotonic()
+        if not self.patient:
+            raise StoppedByRequest(f"stopped by {self.reason}, nothing is lost; run the same command to continue")
