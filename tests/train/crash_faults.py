@@ -14,7 +14,6 @@ from typing import Any
 import crash_harness as harness
 
 from sengi import storage
-from sengi.disk import disk
 from sengi.errors import CheckpointError
 
 STEP = 3  # the session goes from checkpoint 2 to the end of the run at 3
@@ -38,13 +37,12 @@ class FaultAt:
 
     def __init__(self, mode: str, number: int) -> None:
         self.mode, self.number = mode, number
-        self.after: list[tuple[str, str]] = []  # call N and those that follow
-        self.fired = False
+        self.calls: list[tuple[str, str]] = []  # call N and those that follow, name and path
 
     def __call__(self, name: str, number: int, path: Path) -> int | None:
         if number < self.number:
             return None
-        self.after.append((name, str(path)))
+        self.calls.append((name, str(path)))
         if number == self.number:
             return self._fire(name)
         if self.mode == "erofs" or (self.mode == "enospc" and name in ("write", "mkdir")):
@@ -52,15 +50,11 @@ class FaultAt:
         return None
 
     def _fire(self, name: str) -> int | None:
-        self.fired = self.mode != "short" or name == "write"
         if self.mode == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "short" or (self.mode == "enospc" and name == "write"):
             return 3
         raise OSError(ERRORS[self.mode], os.strerror(ERRORS[self.mode]))
-
-    def told(self) -> list[Any]:
-        return [self.fired, self.after, disk.calls]
 
 
 def make_base(folder: Path, train: Callable[[Path, Any], Any], unbroken: Path) -> Path:
@@ -82,9 +76,9 @@ def make_base(folder: Path, train: Callable[[Path, Any], Any], unbroken: Path) -
         log.write('{"step": 4, "los')
     (run / ".status.json.0123abcd.tmp").write_text("{")
     (run / "evaluations" / ".step-0.json.0123abcd.tmp").write_text("{")
-    shutil.copytree(run / f"checkpoint-{STEP - 1}", run / ".trash-checkpoint-1-0123abcd")
+    shutil.copytree(run / f"checkpoint-{STEP - 1}" / "training_state", run / ".trash-checkpoint-1-0123abcd" / "state")
     shutil.copytree(unbroken / f"checkpoint-{STEP}", run / f"checkpoint-{STEP}")
-    weights = next((run / f"checkpoint-{STEP}").glob("model*.safetensors"))
+    weights = run / f"checkpoint-{STEP}" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -145,9 +139,9 @@ def _log_and_status(run: Path, unbroken: Path, saved: int) -> list[str]:
 
 def _retried(fault: FaultAt, events: dict[str, Any], good: dict[int, Any]) -> list[str]:
     """After a failed fsync of a file: no second one on it, and nothing that rests on it is published."""
-    if fault.mode not in ERRORS or not events.get("fault"):
+    if fault.mode not in ERRORS:
         return []
-    (name, path), *after = events["fault"][1]
+    (name, path), *after = events["calls"]
     if name != "fsync" or Path(path).is_dir():
         return []
     wrong = [f"fsync of {path} was retried"] if ["fsync", path] in after else []

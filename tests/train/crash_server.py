@@ -25,17 +25,14 @@ from typing import Any, NoReturn
 
 import crash_harness as harness
 import crash_faults
-import tiny_folder
 import torch
 from crash_faults import FaultAt
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sengi import storage
 from sengi.disk import disk
 from sengi.errors import CheckpointError, SengiError
-from sengi.model.load import save_tokenizer
 from sengi.recipe_sources import ResolvedRecipe, resolve_recipe
-from sengi.train import checkpoint, export
+from sengi.train import checkpoint
 from sengi.train import run as training
 from sengi.train.distributed import World
 from sengi.train.observer import Observer
@@ -43,25 +40,6 @@ from sengi.train.setup import set_up
 
 Fault = Callable[[str, int, Path], int | None]
 STEPS = 30  # of the run that is killed
-
-
-def write_small_model(folder: Path) -> None:
-    """A Llama of 4,000 parameters: a checkpoint is 100 kB."""
-    tokenizer = tiny_folder.tiny_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
 
 
 def preload(recipes: list[ResolvedRecipe]) -> None:
@@ -77,8 +55,7 @@ def preload(recipes: list[ResolvedRecipe]) -> None:
     training.export_files = lambda *_: files
     training.prepare = lambda _: model
     training.describe_environment = lambda: facts
-    # several files of each kind even for this model
-    checkpoint.SHARD_BYTES, export.SHARD_BYTES = 30_000, 15_000
+    checkpoint.SHARD_BYTES = 30_000  # two files even for this model
 
 
 class Teller(Observer):
@@ -130,7 +107,7 @@ class Child:
         finally:
             disk.fault = None
             if isinstance(fault, FaultAt):
-                teller.tell("fault", fault.told())
+                teller.tell("calls", fault.calls)
             os._exit(code)
 
     def wait_for(self, event: str, times: int = 1) -> None:
@@ -174,16 +151,16 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        write_small_model(root / "model")
-        self.recipe_file = harness.write_recipe(root)
+        harness.write_small_model(root / "model")
+        self.resolved = resolve_recipe(harness.write_recipe(root))
         preload([self.recipe("preload", steps) for steps in (STEPS, crash_faults.STEP)])
         self.unbroken: dict[int, Path] = {}
         self.startup = self.step_seconds = self.save_seconds = 0.1
 
     def recipe(self, name: str, steps: int, keep: int = 1) -> ResolvedRecipe:
         """The recipe with ``root/name/run`` as its folder; runs share the last part, it is in the model card."""
-        overrides = [f"output_dir={self.root / name / 'run'}", f"max_steps={steps}", f"save_total_limit={keep}"]
-        return resolve_recipe(self.recipe_file, overrides)
+        values = {"output_dir": str(self.root / name / "run"), "max_steps": steps, "save_total_limit": keep}
+        return dataclasses.replace(self.resolved, recipe=self.resolved.recipe.model_copy(update=values))
 
     def two_checkpoints(self) -> str:
         """A finished run that kept its last two checkpoints."""
@@ -254,39 +231,42 @@ class Server:
                 break
         return result | {"seconds": round(time.monotonic() - began, 1)}
 
-    def faults(self, modes: list[str], part: int, parts: int) -> dict[str, Any]:
-        """Each fault at call N of a session, for N = part, part + parts, ... until the session has no call N."""
+    def faults(self, mode: str, part: int, parts: int) -> dict[str, Any]:
+        """A fault at call N of a session, for N = part, part + parts, ... until the session has no call N.
+
+        Short writes only where call N is a write.
+        """
         began, unbroken, base = time.monotonic(), self.reference(crash_faults.STEP), self._fault_base()
-        result: dict[str, Any] = {"cases": dict.fromkeys(modes, 0), "calls": 0, "problems": []}
-        for mode in modes:
-            number = part
-            while True:
-                name = f"fault-{mode}-{number}"
-                run = self.root / name / "run"
-                shutil.copytree(base, run)
-                fault = FaultAt(mode, number)
-                code, told = Child(self.recipe(name, crash_faults.STEP), fault).end()
-                reported = next((value for event, value in told if event == "fault"), [mode == "kill", [], 0])
-                if code == 0 and not reported[0] and reported[2] >= number:  # nothing was written by call N
-                    shutil.rmtree(run.parent)
-                    number += parts
-                    continue
-                if code == 0 and reported[2] < number:
-                    result["calls"] = reported[2]
-                    shutil.rmtree(run.parent)
-                    break
-                problems = crash_faults.judge(run, base, unbroken, fault, code, told)
-                code, told = Child(self.recipe(name, crash_faults.STEP)).end()
-                if code != 0:
-                    problems.append(f"the next start: exit {code}, {told[-2:]}")
-                else:
-                    problems += [f"the next start: {text}" for text in harness.differences(run, unbroken, 3)]
-                problems += [] if list(run.glob(".quarantine-*")) else ["the corrupt checkpoint was not kept"]
-                result["problems"] += [f"{mode} at call {number} {reported[1][:1]}: {text}" for text in problems]
-                result["cases"][mode] += reported[0]
-                shutil.rmtree(run.parent)
-                number += parts
+        calls = self._calls_of_a_session(base)
+        result: dict[str, Any] = {"mode": mode, "calls": len(calls), "cases": 0, "problems": []}
+        for number in range(part, len(calls) + 1, parts):
+            if mode == "short" and calls[number - 1] != "write":
+                continue
+            name = f"fault-{mode}-{number}"
+            run = self.root / name / "run"
+            shutil.copytree(base, run)
+            fault = FaultAt(mode, number)
+            code, told = Child(self.recipe(name, crash_faults.STEP), fault).end()
+            problems = crash_faults.judge(run, base, unbroken, fault, code, told)
+            code, told = Child(self.recipe(name, crash_faults.STEP)).end()
+            if code != 0:
+                problems.append(f"the next start: exit {code}, {told[-2:]}")
+            else:
+                problems += [f"the next start: {text}" for text in harness.differences(run, unbroken, 3)]
+            problems += [] if list(run.glob(".quarantine-*")) else ["the corrupt checkpoint was not kept"]
+            result["problems"] += [f"{mode} at call {number} ({calls[number - 1]}): {text}" for text in problems]
+            result["cases"] += 1
+            shutil.rmtree(run.parent)
         return result | {"seconds": round(time.monotonic() - began, 1)}
+
+    def _calls_of_a_session(self, base: Path) -> list[str]:
+        """The storage calls of a session from ``base`` that meets no fault, by name."""
+        run = self.root / "count" / "run"
+        shutil.copytree(base, run)
+        code, told = Child(self.recipe("count", crash_faults.STEP), FaultAt("none", 0)).end()
+        assert code == 0, told
+        shutil.rmtree(run.parent)
+        return [name for name, _ in dict(told)["calls"]]
 
     def _fault_base(self) -> Path:
         folder = self.root / "fault-base"

@@ -1,14 +1,17 @@
 """What each process does under torchrun in test_distributed.py: words between ranks, then whole runs.
 
-    torchrun --nproc-per-node N rank_program.py OUT RECIPE.json ...
+    torchrun --nproc-per-node N rank_program.py OUT SIZE:RECIPE.json ...
 
-Many runs share one launch, because starting the processes costs more than a small run.
+Many runs share one launch, because starting the processes costs more than a small run; a run of SIZE processes is
+the work of the first SIZE of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,16 +61,28 @@ def talk(world: World) -> dict[str, Any]:
     }
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
 def main() -> None:
     """Talk, then train."""
-    out, *recipes = sys.argv[1:]
+    out, *runs = sys.argv[1:]
     world = start_world()
     report = talk(world)
+    ports = world.on_first(lambda: free_ports(len(runs)))
     end_world()
     Path(out, f"rank-{world.rank}.json").write_text(json.dumps(report))
-    for number, recipe in enumerate(recipes, start=1):
-        # torch gives each restart of the processes a name space of its own; a new group needs one, too
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
+    for run, port in zip(runs, ports, strict=True):
+        size, _, recipe = run.partition(":")
+        if world.rank >= int(size):
+            continue
+        # a second group in the same processes must not meet the addresses of the first: a store of its own
+        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ["WORLD_SIZE"] = size
         train(resolve_recipe(recipe))
 
 

@@ -20,7 +20,7 @@ from tests.train.memory_run import ALONE
 ROOT = Path(__file__).parents[2]
 REDUCTIONS = ("token", "sample")
 # Tokens a micro-batch may hold: the longest sample alone, something odd, everything at once
-BUDGETS = {1: ("longest", 131, 100_000), 2: ("longest", 197), 4: ("longest", 300)}
+BUDGETS = {1: ("longest", 100_000), 2: ("longest", 197), 4: ("longest",)}
 SAMPLES, BATCH, EPOCHS = 29, 7, 2  # a step crosses the epochs, the last one is short: 2 of 7
 
 
@@ -81,8 +81,9 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
 
     store = open_store([DataEntry(path=str(folder / "train.jsonl"))], folder / "model", StoreOptions(4096, "drop"))
     longest = int(store.lengths.max())
-    assert longest < 131  # so that all budgets are different
+    assert longest < 100  # so that all budgets are different
     found: dict[int, dict[str, list[Path]]] = {}
+    launched: list[str] = []
     for world, budgets in BUDGETS.items():
         recipes = {
             reduction: [
@@ -94,19 +95,19 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
         if world == 1:
             for path in everything:
                 train(resolve_recipe(path))
-        else:
-            launch(folder, world, everything)
+        launched += [f"{world}:{path}" for path in everything if world > 1]
         found[world] = {r: [folder / "runs" / path.stem for path in paths] for r, paths in recipes.items()}
+    launch(folder, max(BUDGETS), launched)
     return found
 
 
-def launch(folder: Path, world: int, recipes: list[Path]) -> None:
-    out = folder / f"talk-{world}"
+def launch(folder: Path, world: int, runs: list[str]) -> None:
+    out = folder / "talk"
     out.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command += [str(Path(__file__).with_name("rank_program.py")), str(out), *map(str, recipes)]
+    command += [str(Path(__file__).with_name("rank_program.py")), str(out), *runs]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -127,7 +128,7 @@ def test_processes_and_budgets_change_nothing(
     # it was a training, and the reductions are not the same
     assert reference[-2]["loss"] < reference[0]["loss"]
     other = dynamics(runs[1]["token" if reduction == "sample" else "sample"][0])
-    assert abs(reference[0]["loss"] / other[0]["loss"] - 1) > 1e-3
+    assert abs(reference[2]["loss"] / other[2]["loss"] - 1) > 1e-2
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -163,9 +164,9 @@ def test_the_exported_weights_are_those_of_one_process(runs: dict[int, dict[str,
     assert any(not torch.equal(reference[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_what_one_rank_does_all_learn(runs: object, folder: Path, world: int) -> None:
-    reports = [json.loads((folder / f"talk-{world}" / f"rank-{rank}.json").read_text()) for rank in range(world)]
+def test_what_one_rank_does_all_learn(runs: object, folder: Path) -> None:
+    world = max(BUDGETS)
+    reports = [json.loads((folder / "talk" / f"rank-{rank}.json").read_text()) for rank in range(world)]
     last = world - 1
     for rank, said in enumerate(reports):
         assert said["place"] == [rank, world, rank == 0]
@@ -186,8 +187,8 @@ def test_what_one_rank_does_all_learn(runs: object, folder: Path, world: int) ->
             error = said[name]
             assert error["error"] == (kind if own else "RankError")
             assert error["text"] == (text if own else f"rank {last}: {kind}: {text}")
-        # of two, the lowest rank's is told; each of the two raises its own
-        assert said["two errors"]["text"] == (f"of {rank}" if rank in (0, last) else "of 0")
+        # of two, the lowest rank's is told
+        assert said["two errors"]["text"] == "of 0"
         assert said["first fails"]["error"] == ("OSError" if rank == 0 else "RankError")
         assert "No space left" in said["first fails"]["text"]
 

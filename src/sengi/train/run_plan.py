@@ -101,17 +101,16 @@ def make_plan(
     """
     recipe = resolved.recipe
     longest = int(store.lengths.max())
-    if longest > budget:
-        place = store.place(int(store.lengths.argmax()))
-        raise InputError(
-            f"max_tokens_per_device is {budget:,}, but {place} has {longest:,} tokens; raise max_tokens_per_device "
-            "or lower max_length"
-        )
+    place = store.place(int(store.lengths.argmax()))
     if cost.context is not None and longest > cost.context:
-        place = store.place(int(store.lengths.argmax()))
         raise InputError(
             f"max_length is {recipe.max_length:,} and {place} has {longest:,} tokens, but this model was made for "
             f"{cost.context:,}; lower max_length to {cost.context:,}"
+        )
+    if longest > budget:
+        raise InputError(
+            f"max_tokens_per_device is {budget:,}, but {place} has {longest:,} tokens; raise max_tokens_per_device "
+            "or lower max_length"
         )
     looked = np.unique(np.linspace(1, steps.num_steps, min(LOOK_AT, steps.num_steps)).astype(int))
     packs = [pack_step(store.lengths[steps.step_samples(k)], budget, world_size, cost.attention_cost) for k in looked]
