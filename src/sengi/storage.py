@@ -138,8 +138,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     values = []
     for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
-        except ValueError:
+            values.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
             raise StorageError(f"{path}:{number}: not a JSON line; the file was changed by hand, restore it") from None
     return values
 

@@ -146,8 +146,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["chat_template"] = template
     # How this process loaded it is no property of the tokenizer.
-    for key in ("is_local", "local_files_only"):
+    for key in ("is_local", "local_files_only", "backend"):
         config.pop(key, None)
+    if config.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name; readers on 4 know the old one
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -44,7 +44,7 @@ def export_files(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype:
         spare = unused_token(tokenizer)
         tokenizer.pad_token = spare if spare is not None else tokenizer.unk_token
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id not in ends else None
-    config = lm.config.to_dict()
+    config = json.loads(lm.config.to_json_string(use_diff=True))
     config.update(
         dtype=str(dtype).removeprefix("torch."),
         architectures=[type(lm).__name__],
@@ -52,9 +52,8 @@ def export_files(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype:
         pad_token_id=pad,
         use_cache=True,
     )
-    for private in [key for key in config if key.startswith("_") and key != "_name_or_path"]:
+    for private in [key for key in config if key.startswith("_")]:
         del config[private]
-    config.pop("_name_or_path", None)
     generation = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends[0] if len(ends) == 1 else ends, pad_token_id=pad
     )

@@ -121,8 +121,8 @@ class RunFolder:
             [f"dynamics.jsonl: cut a half-written line of {self._log.torn_bytes} bytes"] if self._log.torn_bytes else []
         )
         lines = storage.read_lines(path)
-        keep = [line for line in lines if line["step"] <= step]
-        if [line["step"] for line in keep] != list(range(1, step + 1)):
+        keep = [line for line in lines if line.get("step", 0) <= step]
+        if [line.get("step") for line in keep] != list(range(1, step + 1)):
             raise InputError(
                 f"{path}: does not have exactly one line for each of the {step} steps done; restore the file, or "
                 "choose another output_dir"
