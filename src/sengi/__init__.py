@@ -1,7 +1,8 @@
 """Sengi: supervised fine-tuning for small language models, provably right and with evidence for the recipe.
 
     from sengi import resolve_recipe, train
-    result = train(resolve_recipe("recipe.yaml", overrides=["learning_rate=1e-5"]))
+    if __name__ == "__main__":
+        result = train(resolve_recipe("recipe.yaml", overrides=["learning_rate=1e-5"]))
 
 Names are imported on first use, so that ``import sengi`` costs nothing.
 """

@@ -56,7 +56,7 @@ class Recipe(_Strict):
     lr_scheduler_type: Literal["constant", "cosine", "linear"] = _field(
         "constant", f"{PAPER}: constant equals cosine within noise and needs no planned end"
     )
-    """Shape of the rate after warm-up; cosine and linear fall to 0 at the last step."""
+    """Shape of the rate after warm-up; cosine and linear fall to 0, reached one step after the last."""
     warmup_steps: float = _field(0, f"{PAPER}: 0, 25 and 100 warm-up steps scored alike", ge=0)
     """Optimizer steps over which the rate rises linearly from 0; below 1 it is a share of all steps."""
     num_train_epochs: int = _field(10, f"{PAPER}: the LAB configuration", ge=1, le=10_000)

@@ -186,7 +186,8 @@ def _refuse_unknown(values: Mapping[str, Any], origins: Mapping[str, str], known
             where = f"{place}: " if place else ""
             raise RecipeError(f"{where}there is no key '{key}'{_nearest(key, known)}; 'sengi recipe schema' lists all")
     for key in ("data", "eval_data"):
-        for number, entry in enumerate(values.get(key) or ()):
+        entries = values.get(key)
+        for number, entry in enumerate(entries if isinstance(entries, list) else ()):
             if isinstance(entry, Mapping):
                 _refuse_unknown(entry, {}, list(DataEntry.model_fields), f"{key} entry {number + 1}")
 

@@ -244,7 +244,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{folder / name}: a link or special file; a checkpoint has plain files only")
         data = (folder / MANIFEST).read_bytes()
         seal = (folder / SEAL).read_bytes()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CheckpointError(f"{folder}: has no manifest; the save was not finished, or files are missing") from None
     if seal != f"{hashlib.sha256(data).hexdigest()}  {MANIFEST}\n".encode():
         raise CheckpointError(f"{folder / MANIFEST}: manifest and seal do not agree; one of them was changed")

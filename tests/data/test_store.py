@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.model.tiny_folder import tiny_tokenizer
+from tests.model.tiny_folder import write_tiny_folder as write_model
 
 from sengi.data import store_build
 from sengi.data.formats import read_conversations
@@ -18,8 +21,6 @@ from sengi.data.store_build import open_store
 from sengi.errors import DataError
 from sengi.model.load import load_tokenizer
 from sengi.recipe import DataEntry
-from tests.model.tiny_folder import tiny_tokenizer
-from tests.model.tiny_folder import write_tiny_folder as write_model
 
 OPTIONS = StoreOptions(max_length=96, overlong="drop")
 
@@ -143,9 +144,7 @@ def test_weights_do_not_make_another_store(tmp_path: Path, model: Path) -> None:
     assert open_store([entry], model, OPTIONS).path == open_store([heavier], model, OPTIONS).path
 
 
-def test_several_processes_build_what_one_builds(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = many(60)
     rows[17] = {"messages": [{"role": "user", "content": "no answer"}]}
     rows[41] = chat("long?", "word " * 200)
@@ -153,6 +152,24 @@ def test_several_processes_build_what_one_builds(
     serial = open_store(entries, model, OPTIONS)
     (kept := tmp_path / "serial").mkdir()
     serial.path.rename(kept / "store")
+    by_the_parent: list[int] = []
+    mask = store_build._mask
+
+    def counted(rows: list[Any], masker: Masker) -> Any:
+        by_the_parent.append(len(rows))
+        return mask(rows, masker)
+
+    class Started(ProcessPoolExecutor):
+        """The parent works on while the processes start; here it waits for them."""
+
+        def submit(self, work: Any, batch: Any) -> Any:
+            future = super().submit(work, batch)
+            if not batch:
+                future.result()
+            return future
+
+    monkeypatch.setattr(store_build, "_mask", counted)
+    monkeypatch.setattr(store_build, "ProcessPoolExecutor", Started)
     monkeypatch.setattr(store_build, "BATCH", 7)
     monkeypatch.setattr(store_build, "ALONE", 2)
     seen: list[int] = []
@@ -161,6 +178,7 @@ def test_several_processes_build_what_one_builds(
     for name in ("offsets", "file_of", "row_of", "source_of", "phase_of"):
         with np.load(kept / "store" / "index.npz") as one, np.load(parallel.path / "index.npz") as two:
             np.testing.assert_array_equal(one[name], two[name])
+    assert by_the_parent == [7, 7]
     # progress counts rows, dropped ones too, and ends at all of them
     assert seen == sorted(seen)
     assert seen[-1] == 73
@@ -196,7 +214,9 @@ def test_overlong_samples_can_be_cut(tmp_path: Path, model: Path) -> None:
 
 def test_overlong_samples_can_be_an_error(tmp_path: Path, model: Path) -> None:
     entry = write(tmp_path / "a.jsonl", [*many(1), chat("long?", "word " * 200)])
-    with pytest.raises(DataError, match=r"a\.jsonl:2: [\d,]+ tokens, max_length is 96; raise max_length, or set overlong"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: [\d,]+ tokens, max_length is 96; raise max_length, or set overlong"
+    ):
         open_store([entry], model, StoreOptions(96, "error"))
 
 
@@ -246,7 +266,7 @@ def test_a_full_disk_is_an_error_that_names_the_cure(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_build.np, "savez", full)
-    with pytest.raises(DataError, match="No space left on device; free space or set SENGI_CACHE"):
+    with pytest.raises(DataError, match=r"No space left on device; free space or set SENGI_CACHE"):
         open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
 
 
@@ -280,7 +300,7 @@ def test_a_damaged_store_says_so_and_names_the_cure(tmp_path: Path, built: Path,
     if damage != "missing":
         kept = {"empty": b"", "cut": content[: len(content) // 2], "grown": content + content}[damage]
         (store / name).write_bytes(kept)
-    with pytest.raises(DataError, match="the token store is damaged .*; delete this folder, it is rebuilt"):
+    with pytest.raises(DataError, match=r"the token store is damaged .*; delete this folder, it is rebuilt"):
         TokenStore(store)
 
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests.model.families import FAMILIES, VOCAB, family
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -14,7 +15,6 @@ from sengi.data.packs import make_pack
 from sengi.model import cost as module
 from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
 from sengi.model.supervised import prepare
-from tests.model.families import FAMILIES, VOCAB, family
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import cache
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.model.families import FAMILIES, VOCAB, WINDOW, family, small_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedModel
@@ -17,7 +19,6 @@ from sengi.data.packs import make_pack
 from sengi.errors import ModelError
 from sengi.model.attention import generation_mode
 from sengi.model.supervised import SupervisedModel, prepare
-from tests.model.families import FAMILIES, VOCAB, WINDOW, family, small_model
 
 STATE_SPACE = {
     "mamba": ("MambaConfig", {"state_size": 4, "time_step_rank": 4}),
@@ -64,9 +65,7 @@ def documents(draw: st.DrawFn) -> list[Sample]:
 
 def some_documents(lengths: tuple[int, ...] = (7, 1, 12, 3, 9), seed: int = 0) -> list[Sample]:
     rng = np.random.default_rng(seed)
-    return [
-        Sample(rng.integers(3, VOCAB, n).astype(np.int32), (rng.random(n) < 0.7).astype(np.uint8)) for n in lengths
-    ]
+    return [Sample(rng.integers(3, VOCAB, n).astype(np.int32), (rng.random(n) < 0.7).astype(np.uint8)) for n in lengths]
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -136,7 +135,7 @@ def test_changing_a_document_never_changes_another(name: str, samples: list[Samp
         head = model.lm.get_output_embeddings()
         before, after = (head(model.hidden_states(make_pack(s))) for s in (samples, other))
     bounds = make_pack(samples).bounds.tolist()
-    for number, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (a, b) in enumerate(itertools.pairwise(bounds)):
         assert torch.equal(before[a:b], after[a:b]) == (number != changed)
 
 
@@ -204,7 +203,7 @@ def test_a_mask_a_cache_or_no_bounds_raise(llama: SupervisedModel) -> None:
     bounds = {"cu_seq_lens_q": torch.tensor([0, 3, 8], dtype=torch.int32), "max_length_q": 5}
     ones = torch.ones_like(ids)
     for call in (llama.lm, llama.lm.get_decoder()):
-        with pytest.raises(ValueError, match="no attention_mask .*a mask of ones leaks across documents"):
+        with pytest.raises(ValueError, match=r"no attention_mask .*a mask of ones leaks across documents"):
             call(input_ids=ids, attention_mask=ones, use_cache=False, **bounds)
         with pytest.raises(ValueError, match=r"takes no KV cache in training \(a cache leaks"):
             call(input_ids=ids, use_cache=True, **bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -85,6 +86,14 @@ def make_base(folder: Path, train: Callable[[Path, Any], Any], unbroken: Path) -
     return run
 
 
+def newest_good(run: Path) -> int:
+    """Step of the newest checkpoint that verifies; 0 where there is none."""
+    for folder in reversed(storage.published(run, "checkpoint-")):
+        with contextlib.suppress(CheckpointError):
+            return int(storage.verify(folder)["step"])
+    return 0
+
+
 def judge(run: Path, base: Path, unbroken: Path, fault: FaultAt, code: int, told: list[Any]) -> list[str]:
     """What is wrong with the folder and the message right after the fault; empty where all is well."""
     events = {event: value for event, value in told}
@@ -110,6 +119,17 @@ def judge(run: Path, base: Path, unbroken: Path, fault: FaultAt, code: int, told
     if events.get("saved", 0) > max(good, default=0):
         wrong.append("the acknowledged step is lost")
     return wrong + _log_and_status(run, unbroken, max(good, default=0)) + _retried(fault, events, good)
+
+
+def judge_end(run: Path, unbroken: Path, code: int, told: list[Any]) -> list[str]:
+    """What is wrong after the next start, which must run to the end."""
+    if code != 0:
+        return [f"the next start: exit {code}, {told[-2:]}"]
+    kept = list(run.glob(".quarantine-*"))
+    wrong = [] if len(kept) == 1 else [f"{len(kept)} checkpoints were set aside, one was corrupt"]
+    for path in kept:
+        path.rename(run.parent / path.name)
+    return wrong + [f"after the next start: {text}" for text in harness.differences(run, unbroken, STEP)]
 
 
 def _good_checkpoints(run: Path) -> dict[int, dict[str, bytes]]:

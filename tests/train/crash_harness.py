@@ -132,11 +132,13 @@ def differences(run: Path, unbroken: Path, step: int) -> list[str]:
     if evaluations(run) != evaluations(unbroken):
         found.append("evaluations")
     ours, theirs = (content(folder / f"checkpoint-{step}") for folder in (run, unbroken))
-    found += [f"checkpoint: {name}" for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+    found += [
+        f"checkpoint: {name}" for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)
+    ]
     status = json.loads((run / "status.json").read_text())
     if (status["state"], status["step"]) != ("finished", step):
         found.append(f"status: {status['state']} at {status['step']}")
-    return found + [f"left over: {name}" for name in leftovers(run) if not name.startswith(".quarantine-")]
+    return found + [f"left over: {name}" for name in leftovers(run)]
 
 
 class _Server:
@@ -165,7 +167,9 @@ class _Server:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, "the fork server died; its traceback is in the captured stderr"
-        return json.loads(line)
+        answer, trace = json.loads(line)
+        assert not trace, trace
+        return answer
 
     def stop(self) -> None:
         """End the server and remove its folder."""

@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,13 @@ class Spoiler:
         return ["a link"]
 
 
-KINDS: list[Callable[[Spoiler], list[str]]] = [value for name, value in vars(Spoiler).items() if not name.startswith("_")]
+KINDS: list[Callable[[Spoiler], list[str]]] = [
+    value for name, value in vars(Spoiler).items() if not name.startswith("_")
+]
 
 
 @pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What json.loads was given; reading tensors or loading a checkpoint fails the test."""
     given: list[bytes] = []
     loads = json.loads
@@ -161,7 +163,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
     monkeypatch.setattr(checkpoint, "safe_open", refuse)
     monkeypatch.setattr(checkpoint, "load", refuse)
     monkeypatch.setattr(json, "loads", record)
-    yield given
+    return given
 
 
 @pytest.mark.parametrize("part", range(PARTS))

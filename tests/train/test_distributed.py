@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model.tiny_folder import write_tiny_folder as write_model
+from tests.train.memory_run import ALONE
 
 from sengi.errors import DataError
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.distributed import World
 from sengi.train.run import train
-from tests.model.tiny_folder import write_tiny_folder as write_model
-from tests.train.memory_run import ALONE
 
 ROOT = Path(__file__).parents[2]
 REDUCTIONS = ("token", "sample")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, training data, held-out data."""
     folder = tmp_path_factory.mktemp("distributed")
     write_model(folder / "model")
-    words = "The capital of France is Paris and a dog barks".split()
+    words = ["The", "capital", "of", "France", "is", "Paris", "and", "a", "dog", "barks"]
     for name, first, count in (("train", 0, SAMPLES), ("heldout", 100, 5)):
         rows = [
             {
@@ -51,6 +51,8 @@ def write_recipe(folder: Path, world: int, budget: int, reduction: str) -> Path:
         "model_name_or_path": str(folder / "model"),
         "data": [{"path": str(folder / "train.jsonl")}],
         "eval_data": [{"path": str(folder / "heldout.jsonl")}],
+        "eval_steps": 2,  # a save after an evaluation must find the model as training left it
+        "save_steps": 2,
         "output_dir": str(folder / "runs" / name),
         "effective_batch_size": BATCH,
         "num_train_epochs": EPOCHS,
@@ -183,7 +185,10 @@ def test_what_one_rank_does_all_learn(runs: object, folder: Path) -> None:
         assert error["elsewhere"] == (rank != last)
         # any other exception becomes a RankError that names rank and cause; its own rank keeps the exception
         own = rank == last
-        for name, kind, text in (("any error", "ZeroDivisionError", "by zero"), ("mask error", "MaskError", "a.jsonl:4")):
+        for name, kind, text in (
+            ("any error", "ZeroDivisionError", "by zero"),
+            ("mask error", "MaskError", "a.jsonl:4"),
+        ):
             error = said[name]
             assert error["error"] == (kind if own else "RankError")
             assert error["text"] == (text if own else f"rank {last}: {kind}: {text}")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.model.families import family
+from tests.train.memory_run import ALONE, small_recipe
 from torch import nn
 
 from sengi.train.optimizer import build_optimizer, clip_gradients, gradient_norm, learning_rate, set_learning_rate
-from tests.model.families import family
-from tests.train.memory_run import ALONE, small_recipe
 
 
 @settings(max_examples=100)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.model.families import VOCAB, family
+from tests.train.memory_run import ALONE, random_samples, small_recipe, write_store
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,8 +22,6 @@ from sengi.model.supervised import SupervisedModel, prepare
 from sengi.recipe import Recipe
 from sengi.train.optimizer import build_optimizer
 from sengi.train.step import StepResult, run_step, target_weights
-from tests.model.families import VOCAB, family
-from tests.train.memory_run import ALONE, random_samples, small_recipe, write_store
 
 COUNT = 23
 REDUCTIONS = ["token", "sample"]

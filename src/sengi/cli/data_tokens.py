@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ if TYPE_CHECKING:
 
     from sengi.data.conversation import Conversation, Sample
 
+SHOWN = 5  # samples that a person looks at
 SUPERVISED = "bold black on green"
 
 
-def tokens(file: str, *, model: str, limit: int = 5, json: bool = False) -> None:
+def tokens(file: str, *, model: str, limit: int | None = None, json: bool = False) -> None:
     """Show the tokens of the first samples of a data file: supervised ones in colour, the others dim.
 
     Parameters
@@ -24,16 +26,18 @@ def tokens(file: str, *, model: str, limit: int = 5, json: bool = False) -> None
     model
         Model whose tokenizer and chat template are used: a folder, hub id, GGUF file or known name.
     limit
-        Samples to show.
+        Samples to show; 5 if not given, with --json all.
     json
         Print one JSON line a sample instead: input_ids and loss_mask (1: supervised).
     """
-    from sengi.cli.console import out
+    from sengi.cli.console import err, out
     from sengi.data.masks import Masker
-    from sengi.errors import RecipeError
+    from sengi.errors import MaskError, RecipeError
     from sengi.model.load import load_tokenizer
     from sengi.model.resolve import resolve_model
 
+    if limit is None:
+        limit = sys.maxsize if json else SHOWN
     if limit < 1:
         raise RecipeError(f"--limit {limit}: must be at least 1")
     tokenizer = load_tokenizer(resolve_model(model))
@@ -41,7 +45,11 @@ def tokens(file: str, *, model: str, limit: int = 5, json: bool = False) -> None
     for note in () if json else masker.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
     for conversation in _first(file, limit):
-        sample = masker.sample(conversation)
+        try:
+            sample = masker.sample(conversation)
+        except MaskError as error:  # training leaves it out and counts it, too
+            err.print(f"left out: {error}", markup=False)
+            continue
         if json:
             row = {"input_ids": sample.input_ids.tolist(), "loss_mask": sample.loss_mask.tolist()}
             print(json_module.dumps(row))
@@ -88,14 +96,19 @@ def _first(file: str, limit: int) -> Iterator[Conversation]:
     Raises:
         RowError: one of them cannot be read.
     """
+    from sengi.cli.console import err
     from sengi.data.files import find_files
     from sengi.data.formats import read_conversations
+    from sengi.data.rows import NOTHING_TO_LEARN, RowError
 
     left = limit
     for path in find_files(file):
         for row in read_conversations(path):
-            if isinstance(row, Exception):
-                raise row
+            if isinstance(row, RowError):
+                if row.reason not in NOTHING_TO_LEARN:
+                    raise row
+                err.print(f"left out: {row}", markup=False)
+                continue
             yield row
             left -= 1
             if not left:

@@ -66,7 +66,7 @@ def list_files(path: str) -> tuple[list[Path], list[Path]]:
     here = Path(path).expanduser()
     if not path or "\0" in path:
         raise DataError(f"data path {show(path)}: names no file; give a file, a folder or a hub dataset id")
-    if not here.exists():
+    if not os.path.exists(here):  # unlike pathlib's, it takes a name of any length
         if not looks_like_hub_id(path, split_suffix(path)[1]):
             raise DataError(_missing(here))
         here = download(path, SUFFIXES)

@@ -42,8 +42,12 @@ class Differences:
         self._messages, self._tools, self._rendered = messages, tools, rendered
         self._slots = slot_paths(messages)
 
-    def layout(self, trained: list[int], unmask: bool) -> Layout:
+    def layout(self, trained: list[int], opened: set[int]) -> Layout:
         """Layout by differences.
+
+        Args:
+            trained: assistant messages whose turns are supervised.
+            opened: other messages whose text is supervised (``unmask``).
 
         Raises:
             MaskError: a turn is not certain, or a text holds a control token that cannot be told from a real one.
@@ -65,12 +69,8 @@ class Differences:
             for number, (a, b) in enumerate(stretches):
                 before = [match.start() for match in self._control.pattern.finditer(self._rendered, 0, a)]
                 spans.append(Span(a, b, before[-1] if before else -1, closing if b == end else -1, number == 0))
-        if unmask:
-            spans += [
-                Span(*self._place(slot)[:2])
-                for slot in self._slots
-                if self._messages[slot.message].get("role") not in ("system", "assistant")
-            ]
+        if opened:
+            spans += [Span(*self._place(slot)[:2]) for slot in self._slots if slot.message in opened]
             spans.sort(key=lambda span: span.start)
         return Layout(self._rendered, checked(spans), [], False)
 

@@ -13,10 +13,12 @@ from typing import Any
 from sengi.data.conversation import Conversation
 from sengi.data.mask_differences import Differences
 from sengi.data.mask_skeleton import Control, Skeleton, build
-from sengi.data.mask_slots import fill, read_slot, sentinels, slot_paths
+from sengi.data.mask_slots import SENTINEL, fill, read_slot, sentinels, slot_paths
 from sengi.data.mask_span import Layout, Span, checked
 from sengi.data.template import ChatTemplate, Message, prepare
 from sengi.errors import MaskError
+
+NEVER_OPENED = ("system", "developer", "assistant")  # unmask supervises the text of other roles
 
 _MAX_SHAPES = 4096
 
@@ -49,6 +51,11 @@ class LayoutMaker:
             if any(message.get("role") == "assistant" for message in conversation.messages):
                 raise MaskError("no_supervised_token", 'every assistant message says "train": false')
             raise MaskError("no_assistant_turn", "no message of the assistant: nothing to learn from")
+        opened = {
+            i
+            for i, m in enumerate(conversation.messages)
+            if conversation.unmask and m.get("role") not in NEVER_OPENED and m.get("train") is not False
+        }
         messages = prepare(conversation.messages)
         tools = conversation.tools
         rendered = self._template.render(messages, tools, False)
@@ -56,10 +63,8 @@ class LayoutMaker:
         texts = [read_slot(messages, slot) for slot in skeleton.slots]
         starts = fill(skeleton.parts, texts, rendered)
         if starts is None or not self._prompts_agree(messages, tools, skeleton, starts, rendered):
-            return Differences(self._template, self._control, messages, tools, rendered).layout(
-                trained, conversation.unmask
-            )
-        return self._filled(messages, skeleton, starts, rendered, trained, conversation.unmask)
+            return Differences(self._template, self._control, messages, tools, rendered).layout(trained, opened)
+        return self._filled(messages, skeleton, starts, rendered, trained, opened)
 
     def _skeleton(self, messages: list[Message], tools: Sequence[dict[str, Any]] | None) -> Skeleton:
         key: Any = _shape_of(messages) if tools is None else None
@@ -67,6 +72,10 @@ class LayoutMaker:
         if key is None:
             marked = sentinels(messages, slot_paths(messages))
             key = constants = json.dumps([marked, tools], ensure_ascii=False, sort_keys=False, default=str)
+            if len(SENTINEL.findall(constants)) != len(slot_paths(messages)):
+                raise MaskError(
+                    "special_token_in_content", "a tool or tool call holds private-use characters that mark texts here"
+                )
         skeleton = self._skeletons.get(key)
         if skeleton is None:
             if self._control.pattern.search(constants or " ".join(key)):
@@ -105,7 +114,7 @@ class LayoutMaker:
         starts: list[int],
         rendered: str,
         trained: list[int],
-        unmask: bool,
+        opened: set[int],
     ) -> Layout:
         spans: list[Span] = []
         for i in trained:
@@ -123,12 +132,9 @@ class LayoutMaker:
                     )
                 )
         contents = [(starts[k] + len(skeleton.parts[k]), starts[k + 1]) for k in range(len(skeleton.slots))]
-        if unmask:
-            spans += [
-                Span(a, b)
-                for (a, b), slot in zip(contents, skeleton.slots, strict=True)
-                if messages[slot.message].get("role") not in ("system", "assistant") and a < b
-            ]
+        if opened:
+            texts = zip(contents, skeleton.slots, strict=True)
+            spans += [Span(a, b) for (a, b), slot in texts if slot.message in opened and a < b]
             spans.sort(key=lambda span: span.start)
         unsafe = len(self._control.pattern.findall(rendered)) != skeleton.controls
         return Layout(rendered, checked(spans), contents, unsafe, skeleton.unsaid)

@@ -121,6 +121,9 @@ def build(
             if lost:
                 where = "tool_calls" if "tool_calls" in lost[0].path else "content"
                 raise MaskError("content_not_found", f"message {i + 1}: the chat template leaves out its {where}")
+            own = [slot for slot in found if slot.message == i]
+            if len(own) != len(set(own)):
+                raise MaskError("content_changed", f"message {i + 1}: the chat template writes one of its texts twice")
             pieces[i] = _place_turn(template, marked, tools, i, view, blocks)
         except MaskError as error:
             failed[i] = error

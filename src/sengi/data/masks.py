@@ -164,6 +164,11 @@ class Masker:
                 f"the template ignores add_generation_prompt: the header {header!r} is masked, so at inference the "
                 "prompt must end with it"
             )
+        if prompt and prompt != plain and whole and not whole.startswith(prompt):
+            notes.append(
+                "the generation prompt writes text that the template leaves out of a finished answer "
+                f"({prompt[len(plain or '') :]!r}): inference starts otherwise than training"
+            )
         if self._control.closing is None:
             notes.append("the template ends a turn with no control token: the model will not learn where to stop")
         elif self._control.closing != self._tokenizer.eos_token:

@@ -90,11 +90,8 @@ def _assign(bins: Int64s, costs: NDArray[np.float64], lengths: Int64s, slots: in
     load = np.bincount(bins, weights=costs, minlength=slots)
     dearest_first = np.argsort(-load, kind="stable")
     ranks: list[list[Int64s]] = [[] for _ in range(world_size)]
-    total = np.zeros(world_size)
-    for start in range(0, slots, world_size):
-        for rank, slot in zip(np.argsort(total, kind="stable"), dearest_first[start : start + world_size], strict=True):
-            ranks[rank].append(members[slot])
-            total[rank] += load[slot]
+    for slot, rank in zip(dearest_first.tolist(), _ranks_of(load[dearest_first], world_size).tolist(), strict=True):
+        ranks[rank].append(members[slot])
     return StepPacks(ranks, sum(len(m) > 0 for m in members), int(lengths.sum()))
 
 
@@ -153,16 +150,31 @@ def _longest_first(lengths, costs, order, budget, slots):  # type: ignore[no-unt
     load = np.zeros(slots, dtype=np.float64)
     tokens = np.zeros(slots, dtype=np.int64)
     for sample in order:
-        best = -1
-        for slot in range(slots):
-            if tokens[slot] + lengths[sample] <= budget and (best < 0 or load[slot] < load[best]):
-                best = slot
+        best, least = -1, np.inf
+        room = budget - lengths[sample]
+        for slot in range(slots):  # a heap is slower: near the end the cheapest slots are too full, one by one
+            if load[slot] < least and tokens[slot] <= room:
+                best, least = slot, load[slot]
         if best < 0:
             return bins, False
         bins[sample] = best
         load[best] += costs[sample]
         tokens[best] += lengths[sample]
     return bins, True
+
+
+@njit(cache=True)
+def _ranks_of(load, world_size):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Rank of each slot, slots given dearest first: of each turn's, the dearest goes to the least loaded rank."""
+    ranks = np.empty(len(load), dtype=np.int64)
+    total = np.zeros(world_size, dtype=np.float64)
+    for start in range(0, len(load), world_size):
+        least_first = np.argsort(total, kind="mergesort")  # stable
+        for place in range(world_size):
+            rank = least_first[place]
+            ranks[start + place] = rank
+            total[rank] += load[start + place]
+    return ranks
 
 
 def _split_bins(bins: Int64s, order: Int64s, count: int, slots: int) -> Int64s:

@@ -33,10 +33,12 @@ from sengi.errors import DataError, MaskError
 from sengi.recipe import DataEntry
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from sengi.data.masks import Masker
 
 BATCH = 1000  # rows a worker gets at a time
-ALONE = 4  # batches the parent does itself before it pays for starting workers (about 3 s each)
+ALONE = 4  # batches the parent does itself before it pays for starting workers (1-2 s of a core each)
 
 Row: TypeAlias = Conversation | RowError
 Result: TypeAlias = Sample | MaskError | RowError
@@ -69,7 +71,8 @@ def open_store(
     from sengi.model.load import load_tokenizer
 
     files = [(number, path) for number, entry in enumerate(entries) for path in find_files(entry.path)]
-    masker = Masker(load_tokenizer(tokenizer_folder), today=today)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    masker = Masker(tokenizer, today=today)
     fingerprint = _fingerprint(entries, files, masker.fingerprint, options)
     target = cache_folder() / "tokens" / fingerprint[:32]
     if target.is_dir():
@@ -80,7 +83,7 @@ def open_store(
     try:
         writer = _Writer(building, entries, files, options)
         rows = _rows(entries, files)
-        for batch, results, counts in _tokenize(rows, masker, tokenizer_folder, workers or min(8, os.cpu_count() or 1)):
+        for batch, results, counts in _tokenize(rows, masker, tokenizer, workers or min(8, os.cpu_count() or 1)):
             writer.repairs.update(counts)
             for (entry, row), result in zip(batch, results, strict=True):
                 writer.add(entry, row, result)
@@ -126,7 +129,7 @@ def _rows(entries: Sequence[DataEntry], files: Sequence[tuple[int, Path]]) -> It
 
 
 def _tokenize(
-    rows: Iterator[tuple[int, Row]], masker: Masker, folder: Path, workers: int
+    rows: Iterator[tuple[int, Row]], masker: Masker, tokenizer: PreTrainedTokenizerBase, workers: int
 ) -> Iterator[tuple[Batch, list[Result], Counter[str]]]:
     batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
     for batch in itertools.islice(batches, ALONE):
@@ -136,9 +139,13 @@ def _tokenize(
     if first is None:
         return
     # spawn: the parent has threads (tokenizers, torch) that a forked child would find in an unknown state
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder, masker.date)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer, masker.date)) as pool:
         try:
+            started = [pool.submit(_work, []) for _ in range(workers)]
             for batch in itertools.chain([first], batches):
+                if not any(future.done() for future in started):  # go on alone until they are up
+                    yield batch, *_mask([row for _, row in batch], masker)
+                    continue
                 waiting.append((batch, pool.submit(_work, [row for _, row in batch])))
                 if len(waiting) > 2 * workers:
                     done, future = waiting.popleft()
@@ -148,20 +155,21 @@ def _tokenize(
                 yield done, *future.result()
         except BrokenProcessPool:
             raise DataError(
-                "a tokenizing process died, most likely for lack of memory; free memory and run again"
+                "a tokenizing process died: free memory and run again, or put the call in your script under "
+                "if __name__ == '__main__':"
             ) from None
 
 
 _worker: Masker | None = None
 
 
-def _start_worker(folder: Path, today: date | None) -> None:
+def _start_worker(tokenizer: PreTrainedTokenizerBase, today: date | None) -> None:
+    """The tokenizer itself is sent: reading it from its folder would import most of transformers (8 s of a core)."""
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     from sengi.data.masks import Masker
-    from sengi.model.load import load_tokenizer
 
-    _worker = Masker(load_tokenizer(folder), today=today)
+    _worker = Masker(tokenizer, today=today)
 
 
 def _work(batch: list[Row]) -> tuple[list[Result], Counter[str]]:

@@ -64,16 +64,18 @@ def heldout_scores(store: TokenStore, sums: NDArray[np.float64]) -> list[dict[st
     for name, chosen in groups:
         counts, losses = store.supervised[chosen], sums[chosen]
         value = float(losses.sum() / counts.sum())
-        error = math.sqrt(float(((losses - value * counts) ** 2).sum())) / float(counts.sum())
+        n = int(chosen.sum())
+        spread = float(((losses - value * counts) ** 2).sum()) * n / max(1, n - 1)
+        error = CONFIDENCE_Z * math.sqrt(spread) / float(counts.sum()) if n > 1 else None  # one sample has no spread
         rows.append(
             {
                 "task": "heldout",
                 "metric": "loss",
                 "group": name,
                 "value": value,
-                "low": value - CONFIDENCE_Z * error,
-                "high": value + CONFIDENCE_Z * error,
-                "n": int(chosen.sum()),
+                "low": None if error is None else value - error,
+                "high": None if error is None else value + error,
+                "n": n,
             }
         )
     return rows

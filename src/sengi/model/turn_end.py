@@ -6,12 +6,11 @@ import datetime
 
 from transformers import PreTrainedTokenizerBase
 
+from sengi.data.masks import Masker
 from sengi.data.template import ChatTemplate
-from sengi.errors import MaskError
 
 # Templates that print the date must not make today's scores differ from yesterday's.
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
-_ANSWER = "\u2603answer\u2603"  # appears in no template
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
@@ -32,7 +31,7 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
 
 
 def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that follows an assistant's answer, where generation must stop.
+    """The token that follows an assistant's answer, where generation must stop.
 
     It is often not the tokenizer's eos: base models keep the end of a *document* there.
 
@@ -40,17 +39,9 @@ def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         tokenizer: with or without a chat template.
 
     Returns:
-        Its id; None where there is no template, or no special token follows an answer.
+        Its id; None where there is no template, or no control token follows an answer.
     """
-    template = chat_template(tokenizer)
-    if template is None:
+    if chat_template(tokenizer) is None:
         return None
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = template.render(messages, None, False)
-    except MaskError:  # a template that refuses this conversation says nothing of its ends
-        return None
-    tail = text.rpartition(_ANSWER)[2]
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return next((index for index in ids if index in special), None)
+    # the masker's answer, so that generation stops at the very token that was trained
+    return next(iter(Masker(tokenizer, today=TEMPLATE_DATE).closing_token_ids), None)

@@ -48,7 +48,10 @@ EVALUATION_NAME = re.compile(r"step-(\d{1,12})(?:-[^/]*)?\.(items\.jsonl|json)")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One number of one evaluation; ``low`` and ``high`` are NaN where no interval was written."""
+    """One number of one evaluation; ``low`` and ``high`` are NaN where no interval was written.
+
+    ``data`` names the data it was measured on; scores of other data are not compared.
+    """
 
     task: str
     metric: str
@@ -57,6 +60,7 @@ class Score:
     low: float
     high: float
     n: int
+    data: str = ""
 
 
 @dataclass(slots=True)
@@ -243,7 +247,8 @@ def _read_evaluations(run: RunFolder) -> None:
 def _add_scores(run: RunFolder, file: Path, evaluation: Evaluation) -> None:
     """Read one file of scores into ``evaluation``."""
     try:
-        entries = as_mapping(json.loads(_text(run, file) or "")).get("scores")
+        content = as_mapping(json.loads(_text(run, file) or ""))
+        entries, data = content.get("scores"), str(content.get("data") or "")
     except (ValueError, RecursionError) as error:
         run.repairs.append(f"evaluations/{file.name} cannot be read and is left out ({_first_line(error)})")
         return
@@ -254,7 +259,7 @@ def _add_scores(run: RunFolder, file: Path, evaluation: Evaluation) -> None:
         group = str(entry.get("group") or "all")
         value, low, high = (as_number(entry.get(key)) for key in ("value", "low", "high"))
         count = as_number(entry.get("n"))
-        score = Score(task, metric, group, value, low, high, int(count) if math.isfinite(count) else 0)
+        score = Score(task, metric, group, value, low, high, int(count) if math.isfinite(count) else 0, data)
         known[task, metric, group] = score
     evaluation.scores = list(known.values())
 

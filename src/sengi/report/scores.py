@@ -63,7 +63,12 @@ def compare_scores(run: RunFolder) -> list[Comparison]:
             seen.setdefault((score.task, score.metric, score.group), []).append((evaluation, score))
     tasks = list(dict.fromkeys(task for task, _, _ in seen))
     ordered = sorted(seen, key=lambda key: (tasks.index(key[0]), key[1], _group_order(key[2])))
-    return [_compare(*seen[key][0], *seen[key][-1]) for key in ordered]
+    return [_compare(*_first_alike(seen[key]), *seen[key][-1]) for key in ordered]
+
+
+def _first_alike(scores: list[tuple[Evaluation, Score]]) -> tuple[Evaluation, Score]:
+    """The first score on the same data as the last: a run may go on with other evaluation files."""
+    return next(pair for pair in scores if pair[1].data == scores[-1][1].data)
 
 
 def held_out_losses(run: RunFolder) -> list[tuple[int, Score]]:

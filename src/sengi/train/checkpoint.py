@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -63,6 +64,9 @@ def save(
     stage_path = world.on_first(lambda: str(storage.begin(folder).path))
     stage = storage.Stage(Path(stage_path))
     try:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # a forward pass without a backward leaves parts of it unsharded
+                module.reshard()
         names = _names(model)
         full = _full_parameters(model, world)
 
@@ -101,6 +105,7 @@ def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[P
 
     Raises:
         CheckpointError: there are checkpoints, and none of them verifies.
+        StorageError: one cannot be read just now; nothing is set aside, because it may be in order.
     """
 
     def look() -> list[Any] | None:
@@ -111,7 +116,7 @@ def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[P
                 if f"{PREFIX}{facts.get('step')}" != folder.name:
                     raise CheckpointError(f"{folder}: holds step {facts.get('step')}; the folder was renamed")
                 return [str(folder), facts]
-            except (CheckpointError, StorageError) as error:
+            except CheckpointError as error:
                 bad.append(str(error))
                 kept = storage.set_aside(folder)
                 say(f"corrupt checkpoint: {error}. Kept as {kept.name}; falling back to the one before")
@@ -147,7 +152,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world
                     _moment(optimizer, parameter, kind).copy_(values)
         saved = _read_rows(state, layout, "step", None, ())
         for _, parameter in names:
-            optimizer.state[parameter]["step"] = saved.clone()
+            optimizer.state[parameter]["step"] = saved.to(local(parameter).device, copy=True)  # fused AdamW's place
 
     world.together(read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from torch import nn
 
 from sengi import storage
 from sengi.data.packing import pack_step
-from sengi.errors import NonFiniteError, SengiError, StoppedByRequest
+from sengi.errors import NonFiniteError, SengiError, StoppedByRequest, StorageError
 from sengi.train import checkpoint
 from sengi.train.distributed import World
 from sengi.train.export import model_card
@@ -128,7 +129,8 @@ class Loop:
             self.observer.micro_batch(before + min(begun, len(samples)))
             begun += len(members) * self.world.size
             if self.world.first:
-                self.folder.status(now=False, step=step - 1, samples_seen=before)
+                with contextlib.suppress(StorageError):  # a missed heartbeat must not raise on one rank alone
+                    self.folder.status(now=False, step=step - 1, samples_seen=before)
 
         try:
             result = run_step(
@@ -144,10 +146,11 @@ class Loop:
             )
         except NonFiniteError as error:
             self._save_if_new()
+            saved = f"step {self.step} is saved" if self.step else "nothing was trained yet"
             places = ", ".join(setup.store.place(int(i)) for i in samples[:3])
             raise NonFiniteError(
-                f"step {step}: {error}; no update was made and step {self.step} is saved; look at its samples "
-                f"({places}, ...; all by 'sengi data ledger {self.folder.path} --step {step}') or lower learning_rate"
+                f"step {step}: {error}; no update was made and {saved}; look at its samples ({places}, ...; all by "
+                f"'sengi data ledger {self.folder.path} --step {step}'), or lower learning_rate in another output_dir"
             ) from None
         except torch.OutOfMemoryError:
             raise _out_of_memory(step, self.world.rank, setup.plan.max_tokens_per_device) from None

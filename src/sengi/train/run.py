@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from torch import nn
 
 from sengi import storage
 from sengi.environment import describe_environment
-from sengi.errors import SengiError, StoppedByRequest
+from sengi.errors import ModelError, SengiError, StoppedByRequest
 from sengi.evaluate.heldout import heldout_losses, heldout_scores
-from sengi.evaluate.tasks import evaluate_questions
+from sengi.evaluate.tasks import evaluate_questions, load_tasks
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.supervised import prepare
 from sengi.recipe_sources import ResolvedRecipe
@@ -69,6 +70,7 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResu
         for note in world.on_first(lambda: check_same_recipe(path, resolved)):
             told(note)
         setup = set_up(resolved, world, observer, world.on_first(lambda: read_plan(path)))
+        world.on_first(lambda: load_tasks([Path(name) for name in resolved.recipe.eval_questions]) and None)
 
         def claim() -> None:  # only now: bad input leaves no folder behind
             storage.create_folder(path)
@@ -84,7 +86,7 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResu
         try:
             return _run(setup, world, observer, stop, folder)
         except BaseException as error:
-            if world.first:
+            if world.first or not getattr(error, "elsewhere", False):  # the rank it happened on knows the cause
                 _note_failure(folder, error)
             raise
 
@@ -130,11 +132,16 @@ def _load(setup: Setup, world: World, observer: Observer, stop: StopRequest, fol
     recipe, dtype = setup.resolved.recipe, DTYPES[setup.plan.dtype]
     lm = load_model(setup.model_folder)
     files = export_files(lm, load_tokenizer(setup.model_folder), dtype)
-    supervised = prepare(lm)
+    autocast = dtype if dtype != torch.float32 else None
+    supervised = prepare(lm, world.device, autocast)
+    if not supervised.padding_free and world.size > 1:
+        raise ModelError(
+            f"{type(lm).__name__} carries state along the row, so it runs one document a call and on one process only; "
+            "run it without torchrun"
+        )
     if not supervised.padding_free:
         observer.message(f"{type(lm).__name__} carries state along the row: one document a forward call, not packed")
-    model = shard(supervised.to(world.device), world)
-    autocast = dtype if dtype != torch.float32 else None
+    model = shard(supervised, world)
     return Loop(setup, world, observer, stop, folder, model, build_optimizer(model, recipe), files, autocast)
 
 
@@ -149,14 +156,15 @@ def _score_heldout(
 ) -> None:
     """Held-out loss of the model as it is now, once for each step; changes nothing in it."""
     store = setup.heldout
-    if store is None or world.on_first(lambda: folder.has_evaluation(step, "heldout")):
+    if store is None or world.on_first(lambda: folder.has_evaluation(step, "heldout", store.fingerprint)):
         return
     started = time.perf_counter()
     budget, device = setup.plan.max_tokens_per_device, world.device
     with torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext():
         sums = heldout_losses(model, store, budget, world.rank, world.size, device, world.sum)
     scores = heldout_scores(store, sums)
-    result = {"model": str(folder.path), "seconds": time.perf_counter() - started, "scores": scores}
+    seconds = time.perf_counter() - started
+    result = {"model": str(folder.path), "data": store.fingerprint, "seconds": seconds, "scores": scores}
     world.on_first(lambda: folder.write_evaluation(step, "heldout", result, []))
     observer.evaluated(step, scores)
 
@@ -170,10 +178,11 @@ def _score_questions(
         return
 
     def score() -> list[dict[str, Any]]:
-        if folder.has_evaluation(step, "questions"):
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        if folder.has_evaluation(step, "questions", digest):
             return []
         found = evaluate_questions(model_folder, files)
-        result = {"model": str(model_folder), "seconds": found.seconds, "scores": found.scores}
+        result = {"model": str(model_folder), "data": digest, "seconds": found.seconds, "scores": found.scores}
         folder.write_evaluation(step, "questions", result, found.items)
         return found.scores
 

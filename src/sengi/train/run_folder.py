@@ -36,6 +36,12 @@ FREE_KEYS = frozenset(
 )
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a step was trained in ``folder``; until then recipe and data may still be corrected."""
+    log = folder / "dynamics.jsonl"
+    return (log.exists() and log.stat().st_size > 0) or next(folder.glob("checkpoint-*"), None) is not None
+
+
 def check_same_recipe(folder: Path, resolved: ResolvedRecipe) -> list[str]:
     """Compare with the recipe that ``folder`` was started with.
 
@@ -46,7 +52,7 @@ def check_same_recipe(folder: Path, resolved: ResolvedRecipe) -> list[str]:
         InputError: a key that decides the weights changed; shows every difference.
     """
     path = folder / "recipe.yaml"
-    if not path.exists():
+    if not path.exists() or not has_begun(folder):
         return []
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
     now = resolved.recipe.model_dump(mode="json")
@@ -60,8 +66,8 @@ def check_same_recipe(folder: Path, resolved: ResolvedRecipe) -> list[str]:
     return [f"{key} was {before.get(key)!r}, is now {now[key]!r}" for key in changed if key != "output_dir"]
 
 
-def check_same_data(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The plan.json of the run in ``folder``, if there is one.
+def check_same_data(folder: Path, fingerprint: str) -> None:
+    """Compare with the data that the run in ``folder`` was begun with, if there is one.
 
     Raises:
         InputError: data, tokenizer or template changed since the run began.
@@ -72,13 +78,12 @@ def check_same_data(folder: Path, fingerprint: str) -> dict[str, Any] | None:
             f"{folder}: data, tokenizer or chat template changed since this run began; restore them to continue it, "
             "or choose another output_dir"
         )
-    return earlier
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """plan.json of a run folder, or None."""
+    """plan.json of a run that has begun, or None."""
     path = folder / "plan.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() and has_begun(folder) else None
 
 
 class RunFolder:
@@ -157,9 +162,10 @@ class RunFolder:
             storage.write_file(folder / f"{name}.items.jsonl", lines.encode())
         storage.write_json(folder / f"{name}.json", {"step": step, **result})
 
-    def has_evaluation(self, step: int, kind: str) -> bool:
-        """Whether that evaluation is there already."""
-        return (self.path / "evaluations" / f"{evaluation_name(step, kind)}.json").exists()
+    def has_evaluation(self, step: int, kind: str, data: str) -> bool:
+        """Whether that evaluation is there already, on the same data (a fingerprint)."""
+        path = self.path / "evaluations" / f"{evaluation_name(step, kind)}.json"
+        return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("data") == data
 
 
 def evaluation_name(step: int, kind: str) -> str:

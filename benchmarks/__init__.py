@@ -1,0 +1,1 @@
+"""Speed, measured side by side and printed as tables: ``python -m benchmarks`` runs all of them."""

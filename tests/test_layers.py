@@ -1,0 +1,191 @@
+"""The rules of the house that a machine can check: layers, cycles, weight of the command line, documentation."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "sengi"
+FILES = sorted(SOURCE.rglob("*.py"))
+# From top to bottom (docs/decisions/006-layers.md): a unit imports from lower lines only, never from its own line
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"report", "study"},
+    {"train"},
+    {"evaluate"},
+    {"model"},
+    {"data", "world"},
+    {"recipe_sources"},
+    {"recipe", "storage", "environment"},
+    {"disk"},
+    {"errors"},
+]
+RANK = {unit: number for number, units in enumerate(LAYERS) for unit in units}
+# The one upward look of the data layer, inside functions: it tokenizes with the tokenizer of a model folder
+UPWARD = {("data", "sengi.model.load"), ("data", "sengi.model.resolve")}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """Modules of ours that a statement imports; ``from sengi.a import b`` may mean the module ``sengi.a.b``."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        assert node.level == 0, "relative imports hide the layer"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+        found = name if name in MODULES else name.rpartition(".")[0]
+        if found in MODULES:
+            yield found
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """(module, whether it runs when the file is imported, line)."""
+
+    def walk(node: ast.AST, at_import: bool) -> Iterator[tuple[str, bool, int]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                for name in imported(child):
+                    yield name, at_import, child.lineno
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            only_for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from walk(child, at_import and not inside and not only_for_types)
+
+    yield from walk(tree(path), True)
+
+
+def unit_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def test_every_unit_has_its_layer() -> None:
+    units = {unit_of(module) for module in MODULES} - {"", "presets"}
+    assert units <= RANK.keys(), f"give {units - RANK.keys()} a place in LAYERS and in the decision record"
+
+
+def test_folders_are_one_deep() -> None:
+    assert {len(path.relative_to(SOURCE).parts) for path in FILES} <= {1, 2}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_downwards(path: Path) -> None:
+    unit = unit_of(module_of(path))
+    for name, at_import, line in imports(path):
+        other = unit_of(name)
+        if other in ("", unit) or (not at_import and (unit, name) in UPWARD):
+            continue
+        assert RANK[unit] < RANK[other], f"{path.name}:{line}: {unit} imports {name}"
+
+
+def test_there_is_no_cycle() -> None:
+    graph = {module: {name for name, at_import, _ in imports(path) if at_import} for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join([*above[above.index(module) :], module])
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*above, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("sengi", "torch transformers pydantic numpy yaml cyclopts"),
+        ("sengi.cli.app", "torch transformers pydantic numpy pyarrow scipy numba bokeh matplotlib"),
+        ("sengi.data.plan", "torch transformers"),
+        ("sengi.recipe_sources", "torch transformers numpy"),
+        ("sengi.report.write", "torch transformers"),
+    ],
+)
+def test_light_modules_stay_light(module: str, unwanted: str) -> None:
+    code = f"import sys, {module}; print(*[name for name in {unwanted.split()} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def public(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    """Public functions, classes and methods of public classes."""
+
+    def look(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.AST]]:
+        for node in body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            if node.name.startswith("_"):
+                continue
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from look(node.body, f"{node.name}.")
+
+    yield from look(tree(path).body, "")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_what_is_public_is_documented_and_annotated(path: Path) -> None:
+    if path.stat().st_size:
+        assert ast.get_docstring(tree(path)), f"{path.name}: a module begins with what it is for"
+    for name, node in public(path):
+        assert ast.get_docstring(node), f"{path.name}:{node.lineno}: {name} has no docstring"
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _is_compiled(node):
+            continue
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        assert not bare, f"{path.name}:{node.lineno}: {node.name} does not annotate {bare}"
+        if node.name != "__init__":
+            assert node.returns is not None, f"{path.name}:{node.lineno}: {node.name} does not say what it returns"
+
+
+def _is_compiled(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("njit" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_nothing_dangerous_and_nothing_swallowed(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        place = f"{path.name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{place}: a bare except hides every mistake"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"pickle", "marshal", "shelve", "dill"} & set(names), f"{place}: runs code from files"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "torch.load", "os.system"), f"{place}: {called}"
+            assert not called.endswith(".extractall"), f"{place}: writes outside its folder"
+            for keyword in node.keywords:
+                risky = {"shell": "True", "allow_pickle": "True"}.get(keyword.arg or "")
+                assert ast.unparse(keyword.value) != risky, f"{place}: {keyword.arg}={risky}"
+            if called == "yaml.load":
+                loaders = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "Loader"]
+                assert loaders == ["_Loader"], f"{place}: only the safe loader of recipe_sources"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_files_stay_readable(path: Path) -> None:
+    # DESIGN: 150 lines usual, 300 rarely passed, 400 never
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
