@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PAPER = "arXiv 2412.13337"
 
@@ -22,7 +22,14 @@ def _field(default: Any, reason: str, **checks: Any) -> Any:
 class _Strict(BaseModel):
     """Unknown keys are errors, values never change after validation, docstrings are the documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # pydantic would read true as the number 1
+            raise ValueError("no key takes true or false")
+        return value
 
 
 class DataEntry(_Strict):

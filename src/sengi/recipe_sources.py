@@ -23,6 +23,11 @@ from sengi.recipe import DataEntry, Recipe, default_reason, field_names
 MAX_RECIPE_BYTES = 1 << 20  # a recipe is a page of text; anything longer is a mistake or an attack
 
 
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with JSON-like floats (``2e-5``) and without aliases, which can blow up memory."""
 
@@ -39,13 +44,14 @@ _Loader.yaml_implicit_resolvers = {
     for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
-    ),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the words that :class:`_Loader` would read as numbers (a folder called ``1e3``)."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,10 @@ class ResolvedRecipe:
         """The whole recipe as YAML, each value with its origin behind it; reading it back gives the same."""
         lines = ["# Resolved recipe: every key, with the place its value came from."]
         for key, value in self.recipe.model_dump(mode="json").items():
-            text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=10_000).rstrip("\n")
-            first, *rest = text.split("\n")
+            text = yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+            first, *rest = text.rstrip("\n").split("\n")
             comment = f"  # {self.origins.get(key, 'default')}"
-            lines += [text] if rest else [first + comment]
+            lines += [first, *rest] if rest else [first + comment]
         return "\n".join(lines) + "\n"
 
 
@@ -146,12 +152,24 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise RecipeError(f"{path}{line}: not valid YAML: {problem}; mend that line") from None
     if not isinstance(node, yaml.MappingNode) or not isinstance(loaded, dict):
         raise RecipeError(f"{path}: a recipe is a list of 'key: value' lines; see 'sengi recipe init'")
-    lines: dict[str, str] = {}
-    for key_node, _ in node.value:
-        if key_node.value in lines:
-            raise RecipeError(f"{path}:{key_node.start_mark.line + 1}: {key_node.value} is given twice; keep one")
-        lines[key_node.value] = f"{path.name}:{key_node.start_mark.line + 1}"
+    _refuse_twice(node, path)
+    lines = {key_node.value: f"{path.name}:{key_node.start_mark.line + 1}" for key_node, _ in node.value}
     return {str(key): value for key, value in loaded.items()}, lines
+
+
+def _refuse_twice(node: yaml.Node, path: Path) -> None:
+    """A key that is given twice in one mapping, at any depth: YAML keeps the last without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(item, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        if key.value in seen:
+            raise RecipeError(f"{path}:{key.start_mark.line + 1}: {key.value} is given twice; keep one")
+        seen.add(key.value)
+        _refuse_twice(value, path)
 
 
 def _apply_override(merged: dict[str, Any], origins: dict[str, str], item: str) -> None:
@@ -187,9 +205,10 @@ def _refuse_unknown(values: Mapping[str, Any], origins: Mapping[str, str], known
             raise RecipeError(f"{where}there is no key '{key}'{_nearest(key, known)}; 'sengi recipe schema' lists all")
     for key in ("data", "eval_data"):
         entries = values.get(key)
+        where = f"{origins[key]}: {key}" if key in origins else key
         for number, entry in enumerate(entries if isinstance(entries, list) else ()):
             if isinstance(entry, Mapping):
-                _refuse_unknown(entry, {}, list(DataEntry.model_fields), f"{key} entry {number + 1}")
+                _refuse_unknown(entry, {}, list(DataEntry.model_fields), f"{where} entry {number + 1}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -47,13 +47,13 @@ def preload(recipes: list[ResolvedRecipe]) -> None:
     setup = setups[recipes[0].recipe.max_steps]
     lm, tokenizer = training.load_model(setup.model_folder), training.load_tokenizer(setup.model_folder)
     files = training.export_files(lm, tokenizer, torch.float32)
-    model, facts = training.prepare(lm), training.describe_environment()
+    model, facts = training.prepare(lm, world.device, None), training.describe_environment()
     instead: dict[str, Callable[..., Any]] = {
         "set_up": lambda resolved, *_: dataclasses.replace(setups[resolved.recipe.max_steps], resolved=resolved),
-        "load_model": lambda folder: None,
-        "load_tokenizer": lambda folder: None,
+        "load_model": lambda *_: None,
+        "load_tokenizer": lambda *_: None,
         "export_files": lambda *_: files,
-        "prepare": lambda lm: model,
+        "prepare": lambda *_: model,
         "describe_environment": lambda: facts,
     }
     for name, value in instead.items():

@@ -57,7 +57,7 @@ def load_model(
     folder: Path,
     *,
     dtype: torch.dtype | None = torch.float32,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors, without network and without foreign code.
@@ -65,7 +65,8 @@ def load_model(
     Args:
         folder: a model folder; it passes :func:`sengi.model.inspect.inspect_model_folder` first.
         dtype: type of the weights in memory; None keeps the one they are stored in.
-        attn_implementation: name of an attention function that transformers knows.
+        attn_implementation: name of an attention function that transformers knows; None takes the best that it has
+            for this family (Gemma 2 has no "sdpa").
         trust_remote_code: run the model code of the model's author.
 
     Returns:
