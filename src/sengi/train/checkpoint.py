@@ -120,9 +120,11 @@ def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[P
                 bad.append(str(error))
                 kept = storage.set_aside(folder)
                 say(f"corrupt checkpoint: {error}. Kept as {kept.name}; falling back to the one before")
-        if bad:
+        # also on the next call: a job that restarts by itself must not start over and cut the log
+        if aside := sorted(path.name for path in run.glob(f".quarantine-{PREFIX}*")):
             raise CheckpointError(
-                f"{bad[0]}; no other checkpoint is left: restore one, or run the same command again to start over"
+                f"{bad[0] if bad else run}; no other checkpoint is left: restore one, or remove {', '.join(aside)} to "
+                "start over"
             )
         return None
 
