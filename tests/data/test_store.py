@@ -172,16 +172,16 @@ def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, mo
     monkeypatch.setattr(store_build, "ProcessPoolExecutor", Started)
     monkeypatch.setattr(store_build, "BATCH", 7)
     monkeypatch.setattr(store_build, "ALONE", 2)
-    seen: list[int] = []
-    parallel = open_store(entries, model, OPTIONS, workers=2, progress=seen.append)
+    told: list[tuple[int, float]] = []
+    parallel = open_store(entries, model, OPTIONS, workers=2, progress=lambda *state: told.append(state))
     assert contents(parallel) == contents(TokenStore(kept / "store"))
     for name in ("offsets", "file_of", "row_of", "source_of", "phase_of"):
         with np.load(kept / "store" / "index.npz") as one, np.load(parallel.path / "index.npz") as two:
             np.testing.assert_array_equal(one[name], two[name])
     assert by_the_parent == [7, 7]
-    # progress counts rows, dropped ones too, and ends at all of them
-    assert seen == sorted(seen)
-    assert seen[-1] == 73
+    # progress counts rows, dropped ones too, and ends at all of them with all bytes read
+    assert told == sorted(told)
+    assert told[-1] == (73, 1.0)
 
 
 def test_overlong_samples_are_dropped_counted_and_listed(tmp_path: Path, model: Path) -> None:

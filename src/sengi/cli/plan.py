@@ -39,8 +39,8 @@ def plan(
     with err.status("reading data") as status:
 
         class Show(Observer):
-            def tokenizing(self, rows: int) -> None:
-                status.update(f"tokenizing: {rows:,} rows")
+            def tokenizing(self, rows: int, share: float) -> None:
+                status.update(f"tokenizing: {rows:,} rows, {share:.0%} of the files")
 
         setup = set_up(resolved, start_world(), Show(), read_plan(Path(resolved.recipe.output_dir)))
     if json:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from sengi.cli.console import err, out
@@ -33,13 +33,13 @@ class TrainDisplay(Observer):
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=err,
             auto_refresh=self._live,
             expand=True,
         )
         self._task: Any = None
+        self._reading: Any = None
         self._begun = time.monotonic()
         self._speed = 0.0  # samples a second, smoothed
         self._seen = 0
@@ -59,13 +59,22 @@ class TrainDisplay(Observer):
         """A sentence above the bar."""
         self._print(Text(f"note: {text}", style="yellow"))
 
-    def tokenizing(self, rows: int) -> None:
-        """Rows tokenized so far, on one line."""
-        if self._live:
-            err.print(f"tokenizing: {rows:,} rows", end="\r")
+    def tokenizing(self, rows: int, share: float) -> None:
+        """A bar of its own while data is tokenized; in a log, a line every tenth of the way."""
+        if self._reading is None:
+            self._reading = self._bar.add_task("tokenizing", total=1.0, numbers="")
+            if self._live:
+                self._bar.start()
+        tenth = int(10 * self._bar.tasks[self._reading].completed)
+        self._bar.update(self._reading, completed=share, numbers=f"{rows:,} rows")
+        if not self._live and int(10 * share) > tenth:
+            err.print(f"tokenizing: {share:.0%} of the files, {rows:,} rows", markup=False)
 
     def plan(self, plan: RunPlan) -> None:
         """Print the plan before anything is trained."""
+        if self._reading is not None:
+            self._bar.stop()
+            self._bar.remove_task(self._reading)
         print_plan(plan, self.recipe)
         out.file.flush()
         if self.recipe.eval_questions:

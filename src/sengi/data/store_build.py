@@ -52,7 +52,7 @@ def open_store(
     *,
     workers: int | None = None,
     today: date | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> TokenStore:
     """The store of these entries: an existing one, or a new one built now.
 
@@ -62,7 +62,7 @@ def open_store(
         options: length limit and what happens above it.
         workers: processes; None takes one a core, at most 8.
         today: date for templates that print one; None takes today's.
-        progress: called with the number of rows done so far.
+        progress: called with the rows done so far and the share of the files that was read.
 
     Raises:
         DataError: a file or row cannot be read, or no row is left.
@@ -82,13 +82,19 @@ def open_store(
     building.mkdir()
     try:
         writer = _Writer(building, entries, files, options)
-        rows = _rows(entries, files)
+        size, done = sum(path.stat().st_size for _, path in files), 0
+
+        def count(read: int) -> None:
+            nonlocal done
+            done += read
+
+        rows = _rows(entries, files, count)
         for batch, results, counts in _tokenize(rows, masker, tokenizer, workers or min(8, os.cpu_count() or 1)):
             writer.repairs.update(counts)
             for (entry, row), result in zip(batch, results, strict=True):
                 writer.add(entry, row, result)
             if progress is not None:
-                progress(writer.rows)
+                progress(writer.rows, done / size if size else 1.0)
         writer.finish(fingerprint, str(masker.date or ""))
         try:
             os.rename(building, target)
@@ -119,10 +125,12 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rows(entries: Sequence[DataEntry], files: Sequence[tuple[int, Path]]) -> Iterator[tuple[int, Row]]:
+def _rows(
+    entries: Sequence[DataEntry], files: Sequence[tuple[int, Path]], on_bytes: Callable[[int], None]
+) -> Iterator[tuple[int, Row]]:
     """All rows. One that cannot be read is an error: leaving it out would train on other data than was asked for."""
     for entry, path in files:
-        for row in read_conversations(path):
+        for row in read_conversations(path, on_bytes=on_bytes):
             if isinstance(row, RowError) and row.reason not in NOTHING_TO_LEARN:
                 raise row
             yield entry, row

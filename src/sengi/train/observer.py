@@ -12,8 +12,8 @@ class Observer:
     def message(self, text: str) -> None:
         """A sentence that people should see: a fallback, a repair, a resume."""
 
-    def tokenizing(self, rows: int) -> None:
-        """Rows tokenized so far."""
+    def tokenizing(self, rows: int, share: float) -> None:
+        """Rows tokenized so far, and the share of the files that was read."""
 
     def plan(self, plan: Any) -> None:
         """The plan (:class:`sengi.train.run_plan.RunPlan`), before anything is trained."""
