@@ -20,10 +20,12 @@ LAYERS = [
     {"report", "study"},
     {"train"},
     {"evaluate"},
+    {"harness", "mt_bench"},
+    {"inference"},
     {"model"},
     {"data", "world"},
     {"recipe_sources"},
-    {"recipe", "storage", "environment"},
+    {"recipe", "storage", "environment", "evaluation", "statistics"},
     {"disk"},
     {"errors"},
 ]

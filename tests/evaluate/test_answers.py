@@ -12,10 +12,11 @@ from sengi.cli import chat as chat_command
 from sengi.cli.chat import chat
 from sengi.cli.eval import eval_, parse_tasks
 from sengi.errors import InputError, ModelError
-from sengi.evaluate.answers import answer_questions, is_exact_match, normalize_answer, stream_reply
-from sengi.evaluate.prompts import Prompts, stop_ids
+from sengi.evaluate.answers import answer_questions, is_exact_match, normalize_answer
 from sengi.evaluate.questions import Question
 from sengi.evaluate.tasks import evaluate_questions, load_tasks
+from sengi.inference.prompts import Prompts, stop_ids
+from sengi.inference.stream import stream_reply
 from sengi.model import resolve
 from sengi.model.load import load_model, load_tokenizer
 
@@ -253,7 +254,7 @@ def test_ctrl_c_stops_the_answer_not_the_chat(
         yield "one "
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sengi.evaluate.answers.stream_reply", interrupted)
+    monkeypatch.setattr("sengi.inference.stream.stream_reply", interrupted)
     monkeypatch.setattr("sys.stdin", io.StringIO("first\nsecond\n"))
     assert chat(str(chat_folder)) == 0
     assert capsys.readouterr().out == "one \none \n"

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from sengi.evaluate.choices import ChoiceScores, score_choices
-from sengi.evaluate.prompts import Prompts
 from sengi.evaluate.questions import Question
+from sengi.inference.prompts import Prompts
 from sengi.model.load import load_model, load_tokenizer
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -84,7 +84,7 @@ def _say(
     temperature: float,
 ) -> str:
     """Print an answer while it is written; Ctrl-C keeps what there is."""
-    from sengi.evaluate.answers import stream_reply
+    from sengi.inference.stream import stream_reply
 
     reply = ""
     try:

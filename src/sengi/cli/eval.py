@@ -12,7 +12,7 @@ from sengi.cli.console import err, out
 from sengi.errors import InputError
 
 if TYPE_CHECKING:
-    from sengi.evaluate.tasks import Evaluation
+    from sengi.evaluation import Evaluation
 
 KINDS = ("questions",)
 

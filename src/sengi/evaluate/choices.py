@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sengi.evaluate.prompts import Prompts
 from sengi.evaluate.questions import Question
+from sengi.inference.prompts import Prompts
 
 
 @dataclass(frozen=True, slots=True)

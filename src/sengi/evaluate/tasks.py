@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,11 @@ from sengi.errors import InputError
 from sengi.evaluate.answers import answer_questions, is_exact_match
 from sengi.evaluate.choices import score_choices
 from sengi.evaluate.questions import Question, load_questions
-from sengi.evaluate.statistics import wilson_interval
+from sengi.evaluation import Evaluation
 from sengi.model.load import load_model, load_tokenizer
+from sengi.statistics.intervals import wilson_interval
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class Evaluation:
-    """What came out of an evaluation.
-
-    Attributes:
-        scores: one dict a task, metric and group: ``task`` (the file's stem), ``metric`` (``accuracy`` of multiple
-            choice per byte, ``accuracy_sum`` by plain log-probability, ``exact_match`` of short answers), ``group``
-            (``all``, ``group=...``, ``topic=...``), ``value``, its 95% Wilson interval ``low`` to ``high``, and ``n``.
-        items: one dict a question: ``task``, ``id``, ``group``, ``topic``, ``metric``, ``correct`` (0 or 1),
-            ``prediction``, ``answer``, ``question``; in the order of the files, the same for every model.
-        seconds: time of loading and scoring.
-    """
-
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    items: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def evaluate_questions(

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sengi.evaluate.statistics import PairedDifference, paired_difference
 from sengi.report.formats import SHARE_METRICS
 from sengi.report.run_folder import Evaluation, RunFolder, Score, as_number
+from sengi.statistics.intervals import PairedDifference, paired_difference
 
 Change = Literal["better", "worse", "no clear change", "one evaluation only"]
 # Metrics that are better when lower; all others are better when higher.

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sengi.evaluate.statistics import (
+from sengi.statistics.intervals import (
     BCA_LIMIT,
     bootstrap_interval,
     mcnemar_p,

@@ -1,0 +1,28 @@
+"""What every way of evaluating returns: scores with intervals, and one item a question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Evaluation:
+    """What came out of an evaluation.
+
+    Attributes:
+        scores: one dict a task, metric and group: ``task``, ``metric``, ``group`` (``all``, ``group=...``,
+            ``topic=...``), ``value``, its 95% interval ``low`` to ``high``, and ``n``, the questions it rests on.
+        items: one dict a question and metric: ``task``, ``id``, ``metric``, ``correct`` (0 or 1, or the metric's
+            value), ``prediction``, ``answer``, ``question``, ``group``, ``topic``; where the whole prompt is known,
+            its SHA-256 as ``prompt_hash``. In the order of the questions, the same for every model.
+        excluded: questions that could not be scored: ``task``, ``id``, ``reason``. They are in no score.
+        samples: lm-eval's own records of each task (``samples_<task>.jsonl``), for tasks that lm-eval ran.
+        seconds: time of loading and scoring.
+    """
+
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    excluded: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: float = 0.0

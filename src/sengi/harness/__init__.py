@@ -1,0 +1,1 @@
+"""Public benchmarks: the tasks of lm-evaluation-harness under our model."""

@@ -1,0 +1,1 @@
+"""What a loaded model is asked: log-likelihoods of texts, and texts of its own."""

@@ -1,0 +1,1 @@
+"""MT-Bench: two-turn questions, answers, a judge, scores."""

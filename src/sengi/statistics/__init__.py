@@ -1,0 +1,1 @@
+"""Intervals, paired comparisons and corrections for many tests: pure functions."""
