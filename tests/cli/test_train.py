@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,3 +263,16 @@ def test_samples_longer_than_the_models_context_are_refused(
     message = one_line_error(capsys)
     assert "train.jsonl:2 has" in message
     assert "this model was made for 256; lower max_length to 256" in message
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_run(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    # as in `sengi train recipe.yaml 2>&1 | head -1`
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sengi", "train", str(recipe(eval_questions=None))], stdout=write, stderr=write
+    )
+    os.close(write)
+    assert os.read(read, 1)
+    os.close(read)
+    assert process.wait(timeout=300) == 0
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sengi.data.check import check_data
 from sengi.data.check_report import CheckReport, summarize_lengths
-from sengi.data.conversation import Conversation
+from sengi.data.conversation import Conversation, Sample
 from sengi.data.masks import Masker
 from sengi.data.overlap import COMMON, NGRAM, OverlapIndex, TextBatch
 from sengi.data.packing import pack_lengths
@@ -197,6 +197,24 @@ def test_a_closing_token_outside_the_mask_is_seen_whatever_the_masker_says(tmp_p
     monkeypatch.setattr(Masker, "samples", forgetful)
     report = check(write(tmp_path / "a.jsonl", [chat("question", "answer")]))
     assert found(report) == {"closing_token_outside_mask": ("warning", 1, ["a.jsonl:1"])}
+
+
+def test_ids_that_are_not_the_templates_are_named_whatever_the_masker_says(tmp_path, monkeypatch):
+    # Rule: the doctor renders chats once more through transformers alone; here a masker that doubles the first token.
+    honest = Masker.samples
+
+    def stammering(self: Masker, rows: list[Conversation]) -> list:
+        samples = honest(self, rows)
+        first = samples[0]
+        ids, mask = np.insert(first.input_ids, 0, first.input_ids[0]), np.insert(first.loss_mask, 0, 0)
+        return [Sample(ids, mask), *samples[1:]]
+
+    path = write(tmp_path / "a.jsonl", [chat("question", "answer"), chat("another", "word")])
+    assert check(path).round_trip == {"tried": 2, "equal": 2}
+    monkeypatch.setattr(Masker, "samples", stammering)
+    report = check(path)
+    assert report.round_trip == {"tried": 2, "equal": 1}
+    assert found(report) == {"round_trip": ("warning", 1, ["a.jsonl:1"])}
 
 
 def test_nothing_left_is_an_error(tmp_path):

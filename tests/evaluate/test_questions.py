@@ -36,9 +36,31 @@ def test_both_kinds_in_one_file(tmp_path: Path, name: str) -> None:
 
 
 # Index from 0, letter, or the text itself: all name the same choice.
-@pytest.mark.parametrize("answer", [2, "C", "blue", " blue "])
+@pytest.mark.parametrize("answer", [2, "2", "C", "blue", " blue "])
 def test_ways_to_name_the_right_choice(tmp_path: Path, answer: object) -> None:
     assert load_questions(write(tmp_path / "q.jsonl", {**COLOURS, "answer": answer}))[0].answers == ("blue",)
+
+
+# Choices of digits: a text names the choice of that text, a number the index.
+def test_choices_of_digits(tmp_path: Path) -> None:
+    row = {"question": "One and one?", "choices": ["3", "2", "4"]}
+    rows = write(tmp_path / "q.jsonl", {**row, "answer": "2"}, {**row, "answer": 2})
+    assert [question.answers for question in load_questions(rows)] == [("2",), ("4",)]
+
+
+# A table has only text in its cells: lists are JSON there, an empty cell means no choices.
+def test_a_table_holds_lists_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(
+        "question,choices,answer\n"
+        'Which colour?,"[""red"", ""green"", ""blue""]",1\n'
+        'Which other?,"[""red"", ""green"", ""blue""]",C\n'
+        'Name it.,,"[""Alba"", ""the Alba""]"\n'
+        "Which list?,,[draft]\n",
+        encoding="utf-8",
+    )
+    answers = [question.answers for question in load_questions(path)]
+    assert answers == [("green",), ("blue",), ("Alba", "the Alba"), ("[draft]",)]
 
 
 # A choice's text wins over its being a letter only where both mean the same choice.

@@ -224,6 +224,8 @@ def test_the_hub_gives_only_what_is_safe(tmp_path: Path, monkeypatch: pytest.Mon
     assert resolve_model("owner/name") == folder
     assert asked["name"] == "owner/name"
     assert (asked["allow_patterns"], asked["ignore_patterns"]) == (HUB_PATTERNS, HUB_IGNORE)
+    resolve_model("owner/name", trust_remote_code=True)  # the author's code comes only when it was asked for
+    assert asked["allow_patterns"] == [*HUB_PATTERNS, "*.py"]
 
     def wanted(path: str) -> bool:
         return any(fnmatch.fnmatch(path, p) for p in HUB_PATTERNS) and not any(

@@ -2,7 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, Any
+
 from rich.console import Console
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def unbreakable() -> Iterator[None]:
+    """While entered, a reader that goes away (``| head``, a closed terminal) does not end the command.
+
+    What is written after that is lost; files are not touched.
+    """
+    before = out._file, err._file
+    out.file, err.file = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        out._file, err._file = before
+
+
+class _Unbreakable:
+    """A text stream that turns into /dev/null when its pipe breaks."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._let_go()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -127,6 +127,9 @@ def _summary(report: CheckReport) -> Table:
             f"{packing['packs_per_step']:,} packs a step of {packing['tokens_per_step']:,} tokens, "
             f"{packing['fill']:.1%} full at max_tokens_per_device {options.max_tokens_per_device:,}",
         )
+    if tried := report.round_trip["tried"]:
+        equal = report.round_trip["equal"]
+        table.add_row("round trip", f"{equal:,} of the first {tried:,} chats have the ids of the template at inference")
     for overlap in report.overlap:
         share = overlap.found / overlap.rows
         text = f"{overlap.found:,} of {overlap.rows:,} rows ({share:.1%}) stand in {overlap.training_rows:,} rows"

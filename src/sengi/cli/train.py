@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sengi.cli.console import out
+from sengi.cli.console import out, unbreakable
 
 if TYPE_CHECKING:
     from sengi.recipe_sources import ResolvedRecipe
@@ -46,10 +46,11 @@ def run_training(resolved: ResolvedRecipe) -> int:
 
     first = int(os.environ.get("RANK", "0")) == 0
     trackers = [Tracker(name, resolved.recipe) for name in resolved.recipe.report_to] if first else []
-    with TrainDisplay(resolved.recipe, trackers) as display:
-        result = run(resolved, display)
-    if first:
-        _print_end(result.folder, result.checkpoint)
+    with unbreakable():
+        with TrainDisplay(resolved.recipe, trackers) as display:
+            result = run(resolved, display)
+        if first:
+            _print_end(result.folder, result.checkpoint)
     return 0
 
 

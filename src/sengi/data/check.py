@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # conversations tokenized at a time
 PREVIEW_STEPS = 8  # steps packed for the preview
+ROUND_TRIPS = 500  # chats rendered a second time, by transformers alone
 
 
 def check_data(
@@ -154,6 +155,8 @@ class _Checker:
             return
         if conversation.kind == "chat":
             self._closing(conversation, sample)
+            if self.report.round_trip["tried"] < ROUND_TRIPS:
+                self._round_trip(conversation, sample)
         supervised = sample.num_supervised
         if length > limit:
             self._findings.add(f"overlong_{self.report.options.overlong}", f"{place} ({length:,} tokens)")
@@ -179,6 +182,18 @@ class _Checker:
         ends_supervised = final["role"] == "assistant" and final.get("train", True)
         left_over = ends_supervised and self._tokenizer.decode(ids[last + 1 :].tolist()).strip()
         self._findings.add("closing_token_outside_mask" if left_over else "no_closing_token", conversation.place)
+
+    def _round_trip(self, conversation: Conversation, sample: Sample) -> None:
+        """Compare the ids with what transformers itself makes of the conversation, without any code of ours."""
+        messages = [{k: v for k, v in message.items() if k != "train"} for message in conversation.messages]
+        tools = list(conversation.tools) if conversation.tools else None
+        text = self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        expected = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.report.round_trip["tried"] += 1
+        if list(expected) == sample.input_ids.tolist():
+            self.report.round_trip["equal"] += 1
+        else:
+            self._findings.add("round_trip", conversation.place)
 
     def finish(self) -> CheckReport:
         """Sum up."""

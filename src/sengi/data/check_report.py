@@ -41,6 +41,8 @@ class CheckReport:
         lengths: tokens a sample, before anything is dropped for its length: min, median, mean, p90, p99, max
             and ``buckets``, a list of ``{"up_to": tokens, "samples": count}``.
         packing: steps an epoch, packs a step and how full they are; None when nothing can be packed.
+        round_trip: the first chats whose ids were compared with the chat template's own rendering as transformers
+            gives it at inference: ``{"tried": rows, "equal": rows}``.
         overlap: one entry an evaluation file.
         repairs: what the masker mended, by name, and how often.
         notes: what a person should know about the chat template.
@@ -59,6 +61,7 @@ class CheckReport:
     supervised_tokens: int = 0
     lengths: dict[str, Any] = field(default_factory=dict)
     packing: dict[str, Any] | None = None
+    round_trip: dict[str, int] = field(default_factory=lambda: {"tried": 0, "equal": 0})
     overlap: list[OverlapReport] = field(default_factory=list)
     repairs: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

