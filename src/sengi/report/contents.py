@@ -10,6 +10,7 @@ from pathlib import Path
 from sengi.report import formats
 from sengi.report.curves import POINTS, SMOOTH_FROM, clipped_share
 from sengi.report.recipe_tables import commands, paper_table, recipe_table, throughput_table
+from sengi.report.reference import reference_tables
 from sengi.report.run_folder import RunFolder, as_mapping, as_number, read_run
 from sengi.report.scores import Comparison, Example, compare_scores, pick_examples
 from sengi.report.tables import Table, data_tables, environment_table, milestone_table, score_tables
@@ -28,6 +29,7 @@ class Report:
         figures: the handful of numbers for the top: (label, value).
         comparisons: scores before and after, as the tables print them.
         scores: one table a task and metric.
+        reference: the paper's scores, where they were asked for.
         examples: answers before and after.
         milestones: the curves in numbers.
         data, paper, recipe, throughput, environment: tables.
@@ -43,6 +45,7 @@ class Report:
     figures: list[tuple[str, str]]
     comparisons: list[Comparison]
     scores: list[Table]
+    reference: list[Table]
     examples: list[Example]
     milestones: Table
     data: list[Table]
@@ -55,12 +58,13 @@ class Report:
     commands: list[tuple[str, str]]
 
 
-def build_report(path: Path, now: float) -> Report:
+def build_report(path: Path, now: float, reference: bool = False) -> Report:
     """Read a run folder and prepare its report.
 
     Args:
         path: the run folder.
         now: time of the report, unix seconds.
+        reference: with the paper's scores beside those of the run.
 
     Raises:
         InputError: ``path`` is no run folder.
@@ -76,6 +80,7 @@ def build_report(path: Path, now: float) -> Report:
         figures=_figures(run),
         comparisons=comparisons,
         scores=score_tables(comparisons),
+        reference=reference_tables(run, comparisons) if reference else [],
         examples=pick_examples(run),
         milestones=milestone_table(run),
         data=data_tables(run),

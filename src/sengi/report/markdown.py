@@ -43,6 +43,8 @@ def render_markdown(report: Report, figures: list[str]) -> str:
         parts += _table(table)
     if not report.scores:
         parts.append("No evaluation was written yet.")
+    if report.reference:
+        parts += ["## The paper's scores", *(block for table in report.reference for block in _table(table))]
     if report.examples:
         parts += ["## Answers", _answers(report.examples)]
     parts.append("## Data")
