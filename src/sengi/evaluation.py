@@ -18,6 +18,9 @@ class Evaluation:
             its SHA-256 as ``prompt_hash``. In the order of the questions, the same for every model.
         excluded: questions that could not be scored: ``task``, ``id``, ``reason``. They are in no score.
         samples: lm-eval's own records of each task (``samples_<task>.jsonl``), for tasks that lm-eval ran.
+        results: lm-eval's own results (``results``, ``groups``, ``configs``, ``versions``, ...) of the tasks it ran,
+            without the samples.
+        notes: sentences a reader of the scores must know, for example how many prompts were cut.
         seconds: time of loading and scoring.
     """
 
@@ -25,4 +28,6 @@ class Evaluation:
     items: list[dict[str, Any]] = field(default_factory=list)
     excluded: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.cli import chat as chat_command
 from sengi.cli.chat import chat
-from sengi.cli.eval import eval_, parse_tasks
 from sengi.errors import InputError, ModelError
 from sengi.evaluate.answers import answer_questions, is_exact_match, normalize_answer
 from sengi.evaluate.questions import Question
@@ -186,38 +185,6 @@ def test_a_model_without_a_template_cannot_be_asked(loaded: Loaded) -> None:
             answer_questions(model, tokenizer, ASKED)
     finally:
         tokenizer.chat_template = template
-
-
-def test_eval_command(chat_folder: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "scores.json"
-    assert eval_(str(chat_folder), tasks=[f"questions:{files[0]},questions:{files[1]}"], output=output) == 0
-    document = json.loads(output.read_text())
-    assert (len(document["scores"]), len(document["items"])) == (7, 4)
-    printed = capsys.readouterr().out
-    assert "exact_match" in printed
-    assert "50.0%" in printed
-
-
-@pytest.mark.parametrize(
-    ("tasks", "words"),
-    [
-        (["question:x.jsonl"], "did you mean questions:FILE"),
-        (["mmlu"], "no task of this name; known: questions:FILE"),
-        (["questions"], "the file is missing"),
-        (["questions:no-such.jsonl"], "no-such.jsonl does not exist"),
-        ([" , "], "nothing to ask"),
-    ],
-)
-def test_wrong_tasks_are_named(tasks: list[str], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        parse_tasks(tasks)
-
-
-def test_eval_refuses_before_it_loads(files: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere does not exist; create it first"):
-        eval_("no-model", tasks=[f"questions:{files[0]}"], output=tmp_path / "nowhere" / "x.json")
-    with pytest.raises(InputError, match="no token fits"):
-        eval_("no-model", tasks=[f"questions:{files[0]}"], batch_tokens=0)
 
 
 def test_chat_reads_lines(

@@ -13,9 +13,11 @@ from tests.train.memory_run import random_samples, write_store
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sengi.data.conversation import Sample
 from sengi.data.store import TokenStore
-from sengi.evaluate.heldout import heldout_losses, heldout_scores
+from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.model.supervised import SupervisedModel, prepare
+from sengi.statistics.differences import paired_difference
 
 COUNT = 17
 CPU = torch.device("cpu")
@@ -74,6 +76,42 @@ def test_nothing_of_the_model_changes(model: SupervisedModel, store: TokenStore)
         assert parameter.grad is None
 
 
+def test_one_item_a_sample_and_their_weighted_mean_is_the_loss(model: SupervisedModel, store: TokenStore) -> None:
+    sums = reference(store)
+    items = heldout_items(store, sums)
+    assert [item["id"] for item in items] == [str(index) for index in range(COUNT)]
+    assert [item["question"] for item in items] == [f"data.jsonl:{row + 1}" for row in range(COUNT)]
+    assert {(item["task"], item["metric"]) for item in items} == {("heldout", "loss")}
+    for name in ("all", "source=a", "phase=first"):
+        key, _, value = name.partition("=")
+        mine = [item for item in items if name == "all" or item[key] == value]
+        loss = np.average([item["correct"] for item in mine], weights=[item["weight"] for item in mine])
+        (row,) = [row for row in heldout_scores(store, sums) if row["group"] == name]
+        assert loss == pytest.approx(row["value"])
+
+
+def test_items_of_two_checkpoints_pair(store: TokenStore) -> None:
+    # A tenth of a nat less on every sample: a clear difference, though samples differ among themselves by more.
+    sums = store.supervised * np.random.default_rng(0).normal(2.0, 0.5, COUNT)
+    before, after = heldout_items(store, sums), heldout_items(store, sums - 0.1 * store.supervised)
+    weights = [item["weight"] for item in before]
+    change = paired_difference([i["correct"] for i in before], [i["correct"] for i in after], weights=weights)
+    assert change.difference.value == pytest.approx(-0.1)
+    assert change.difference.high < -0.0999
+
+
+def test_prompt_hash_tells_other_tokens_and_other_masks(tmp_path: Path) -> None:
+    samples = random_samples(3, VOCAB)
+    ids = samples[1].input_ids.copy()
+    ids[0] += 1
+    mask = 1 - samples[2].loss_mask
+    mask[-1] = 1
+    others = [samples[0], Sample(ids, samples[1].loss_mask), Sample(samples[2].input_ids, mask)]
+    one, other = (write_store(tmp_path / name, rows) for name, rows in (("one", samples), ("other", others)))
+    pairs = zip(heldout_items(one, np.ones(3)), heldout_items(other, np.ones(3)), strict=True)
+    assert [a["prompt_hash"] == b["prompt_hash"] for a, b in pairs] == [True, False, False]
+
+
 def test_scores_of_all_sources_and_phases(model: SupervisedModel, store: TokenStore) -> None:
     sums = reference(store)
     rows = {row["group"]: row for row in heldout_scores(store, sums)}
@@ -93,7 +131,7 @@ def test_scores_of_all_sources_and_phases(model: SupervisedModel, store: TokenSt
         assert (row["task"], row["metric"]) == ("heldout", "loss")
 
 
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(st.integers(0, 10_000))
 def test_the_interval_covers(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     # 300 draws of 60 samples whose loss a token differs by sample: about 95% of the intervals hold the truth
@@ -106,4 +144,4 @@ def test_the_interval_covers(tmp_path_factory: pytest.TempPathFactory, seed: int
         sums = counts * rng.normal(2.0, 0.5, 60)
         (row,) = [row for row in heldout_scores(population, sums) if row["group"] == "all"]
         hits += row["low"] <= 2.0 <= row["high"]
-    assert 0.88 < hits / 300 <= 0.99
+    assert 0.90 < hits / 300 <= 0.99

@@ -41,6 +41,7 @@ app = App(
 app.command("sengi.cli.train:train", name="train", help="Train a recipe, or continue where it stopped.")
 app.command("sengi.cli.plan:plan", name="plan", help="Show what a run would do and need, without training.")
 app.command("sengi.cli.eval:eval_", name="eval", help="Score a model on questions, with intervals.")
+app.command("sengi.cli.compare:compare", name="compare", help="Compare saved answers of evaluations, with intervals.")
 app.command("sengi.cli.report:report", name="report", help="Write the report of a run.")
 app.command("sengi.cli.chat:chat", name="chat", help="Talk to a model or checkpoint.")
 app.command("sengi.cli.env:env", name="env", help="Print versions and hardware, for bug reports.")

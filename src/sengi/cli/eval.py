@@ -1,107 +1,202 @@
-"""``sengi eval``: a model and questions in, scores with intervals out."""
+"""``sengi eval``: a model and tasks in, scores with intervals out."""
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sengi.cli.console import err, out
+from cyclopts import Parameter
+
+from sengi.cli.console import err
 from sengi.errors import InputError
 
 if TYPE_CHECKING:
-    from sengi.evaluation import Evaluation
+    from sengi.evaluate.suite import Suite
+    from sengi.mt_bench.options import MTBenchOptions
 
-KINDS = ("questions",)
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """Options of the task mt_bench.
+
+    Attributes:
+        mt_bench: Folder of MT-Bench in FastChat's layout; answers and judgements are written beside the questions,
+            or under --output.
+        judge_url: Address of an OpenAI-compatible endpoint that judges.
+        judge_model: Name of the judge there.
+        judge_key_env: Environment variable that holds the judge's key.
+        judge_concurrency: Most requests to the judge at once.
+        judge_timeout: Seconds to wait for one judgement.
+        judge_repeat: Share of judgements made twice, to measure the judge's noise.
+    """
+
+    mt_bench: Path | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_key_env: str = "OPENAI_API_KEY"
+    judge_concurrency: int = 8
+    judge_timeout: float = 120.0
+    judge_repeat: float = 0.1
 
 
 def eval_(
     model: str,
     *,
     tasks: list[str],
+    num_fewshot: int | None = None,
     limit: int | None = None,
+    data_root: Path | None = None,
     output: Path | None = None,
+    apply_chat_template: bool = False,
     batch_tokens: int = 4096,
+    select: str | None = None,
+    judge: Annotated[JudgeOptions | None, Parameter(name="*")] = None,
 ) -> int:
-    """Score a model on questions and print the scores with their 95% intervals.
+    """Score a model, or every checkpoint of a run, and print the scores with their 95% intervals.
 
     Args:
-        model: A model or checkpoint folder, a GGUF file, a hub id or smollm2-135m.
-        tasks: What to ask, as kind:FILE, for example questions:eval.jsonl; repeatable, or separated by commas.
-        limit: Only the first so many questions of each file.
-        output: Also write scores and every answer to this JSON file.
+        model: A model, checkpoint or run folder, a GGUF file, a hub id or smollm2-135m.
+        tasks: What to ask: names of lm-eval tasks and groups (mmlu, gsm8k, open_llm_leaderboard_v2), questions:FILE,
+            heldout:FILE, mt_bench; repeatable, or separated by commas.
+        num_fewshot: Examples before each question; the task's own number if not given.
+        limit: Only the first so many questions of each task.
+        data_root: Folder of local benchmark files, where no hub can be reached (docs/benchmarks.md).
+        output: Folder for results and samples in lm-eval's layout.
+        apply_chat_template: Ask benchmarks through the model's chat template.
         batch_tokens: Most tokens in one forward call; less needs less memory.
+        select: For a run: the task/metric that chooses the best checkpoint; the first score if not given.
+        judge: Options of mt_bench.
 
     Returns:
         The exit status.
     """
-    files = parse_tasks(tasks)
-    if output is not None and not output.parent.is_dir():
-        raise InputError(f"--output {output}: the folder {output.parent} does not exist; create it first")
-    if batch_tokens < 1:
-        raise InputError(f"--batch-tokens {batch_tokens}: no token fits; give 1 or more")
-    from rich.markup import escape
+    from sengi.evaluate.suite import Suite, check, task_words
 
-    from sengi.evaluate.tasks import evaluate_questions, load_tasks
+    words = task_words(tasks)
+    mt_bench = _mt_bench_options(judge or JudgeOptions(), output, limit) if "mt_bench" in words else None
+    suite = Suite(words, num_fewshot, limit, data_root, apply_chat_template, batch_tokens, mt_bench)
+    check(suite)
+    run = Path(model).expanduser()
+    if (run / "recipe.yaml").is_file():
+        return _eval_run(run, suite, select, output)
+    if select is not None:
+        raise InputError(f"--select {select}: {model} is not a run folder, so there is no checkpoint to choose")
+    return _eval_model(model, suite, output)
+
+
+def _mt_bench_options(judge: JudgeOptions, output: Path | None, limit: int | None) -> MTBenchOptions:
+    from sengi.mt_bench.options import MTBenchOptions
+
+    if judge.mt_bench is None or judge.judge_url is None or judge.judge_model is None:
+        raise InputError(
+            "--tasks mt_bench: needs --mt-bench DIR (its files), --judge-url URL and --judge-model NAME; "
+            "see docs/mt-bench.md"
+        )
+    return MTBenchOptions(
+        data=judge.mt_bench,
+        judge_base_url=judge.judge_url,
+        judge_model=judge.judge_model,
+        judge_api_key_env=judge.judge_key_env,
+        concurrency=judge.judge_concurrency,
+        timeout=judge.judge_timeout,
+        repeat_share=judge.judge_repeat,
+        output=output / "mt_bench" if output is not None else judge.mt_bench,
+        limit=limit,
+    )
+
+
+def _eval_model(model: str, suite: Suite, output: Path | None) -> int:
+    """Score one model; an interrupted evaluation goes on where it stopped."""
+    import shutil
+
+    from sengi.cli.eval_display import print_scores
+    from sengi.evaluate.suite import evaluate
     from sengi.model.resolve import resolve_model
 
-    load_tasks(files, limit)
     folder = resolve_model(model)
-    with err.status("loading the model") as status:
-
-        def show(done: int, total: int, task: str) -> None:
-            status.update(f"{escape(task)}: {done:,} of {total:,} questions")
-
-        result = evaluate_questions(folder, files, batch_tokens=batch_tokens, limit=limit, progress=show)
-    print_scores(result, title=str(model))
+    cache = _unfinished(folder, suite)
+    with _progress() as show:
+        result = evaluate(folder, suite, cache=cache, progress=show)
+    if int(os.environ.get("RANK", "0")) > 0:  # the first process has the scores
+        return 0
+    print_scores(result, title=model)
     if output is not None:
-        document = {"model": model, "seconds": result.seconds, "scores": result.scores, "items": result.items}
-        output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        err.print("written:", str(output), markup=False)
+        from sengi.harness.output import write_output
+
+        written = write_output(output, model, result, _settings(suite, folder))
+        err.print("written:", str(written), markup=False, soft_wrap=True)
+    shutil.rmtree(cache, ignore_errors=True)  # everything is scored and written: nothing is left to continue
     return 0
 
 
-def parse_tasks(tasks: Sequence[str]) -> list[Path]:
-    """Files of the tasks ``questions:FILE``, also several in one word separated by commas.
+def _settings(suite: Suite, folder: Path) -> dict[str, Any]:
+    """How it was asked, as lm-eval writes it into its results."""
+    from sengi.model.load import load_tokenizer
 
-    Raises:
-        InputError: no task, an unknown kind, or a file that does not exist.
+    template = load_tokenizer(folder).chat_template if suite.apply_chat_template else None
+    return {
+        "model": "sengi",
+        "model_source": "sengi",
+        "model_args": {"pretrained": str(folder)},
+        "num_fewshot": suite.num_fewshot,
+        "limit": suite.limit,
+        "batch_tokens": suite.batch_tokens,
+        "chat_template": template,
+        "fewshot_as_multiturn": suite.apply_chat_template,
+    }
+
+
+def _eval_run(run: Path, suite: Suite, select: str | None, output: Path | None) -> int:
+    from sengi.cli.eval_display import print_run
+    from sengi.evaluate.checkpoints import evaluate_run
+
+    if output is not None:
+        raise InputError(f"--output {output}: scores of a run are kept in {run / 'evaluations'}; leave --output out")
+    with _progress() as show:
+        result = evaluate_run(run, suite, select=select, progress=show)
+    print_run(result)
+    return 0
+
+
+def _unfinished(model: Path, suite: Suite) -> Path:
+    """Where the answers of an unfinished evaluation lie, by what is asked of which folder.
+
+    The name finds them again; that an answer belongs to the content of the model and to the very prompt is checked.
     """
-    files = []
-    for task in [part.strip() for word in tasks for part in word.split(",") if part.strip()]:
-        kind, colon, name = task.partition(":")
-        if kind not in KINDS:
-            near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}:FILE?" if near else f"known: {', '.join(f'{k}:FILE' for k in KINDS)}"
-            raise InputError(f"--tasks {task}: no task of this name; {hint}")
-        if not colon or not name:
-            raise InputError(f"--tasks {task}: the file is missing; write {kind}:FILE")
-        files.append(Path(name).expanduser())
-        if not files[-1].is_file():
-            raise InputError(f"--tasks {task}: {name} does not exist; check the path")
-    if not files:
-        raise InputError(f"--tasks: nothing to ask; give {KINDS[0]}:FILE")
-    return files
+    import hashlib
+
+    from sengi.data.store import cache_folder
+
+    name = hashlib.sha256(f"{model.resolve()} {suite}".encode()).hexdigest()[:32]
+    return cache_folder() / "evaluations" / name
 
 
-def print_scores(result: Evaluation, title: str) -> None:
-    """Print one line a score: value and interval in percent."""
-    from rich.markup import escape
-    from rich.table import Table
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for each task with the time left; in a log, a line every tenth of the way."""
+    from rich import progress
 
-    table = Table(
-        title=title, caption=f"{len(result.items):,} questions in {result.seconds:.1f} s; 95% Wilson intervals"
+    live = err.is_terminal
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    for column in ("task", "metric", "group"):
-        table.add_column(column, overflow="fold")
-    for column in ("score", "95% interval", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in result.scores:
-        table.add_row(*(escape(row[key]) for key in ("task", "metric", "group")), *_numbers(row))
-    out.print(table)
+    with progress.Progress(*columns, console=err, disable=not live) as bar:
+        line = bar.add_task("loading the model", total=None)
+        told: dict[str, int] = {}
 
+        def show(done: int, total: int, task: str) -> None:
+            bar.update(line, completed=done, total=total, description=task)
+            tenth = 10 * done // max(1, total)
+            if not live and told.get(task) != tenth:
+                told[task] = tenth
+                err.print(f"{task}: {done:,} of {total:,}", markup=False)
 
-def _numbers(row: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{row['value']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}", f"{row['n']:,}"
+        yield show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from rich.text import Text
 from sengi.cli.console import err, out
 from sengi.cli.plan import print_plan
 from sengi.recipe import Recipe
-from sengi.report.formats import duration
+from sengi.report.formats import duration, score
 from sengi.report.trackers import Tracker
 from sengi.train.observer import Observer
 from sengi.train.run_plan import RunPlan
 
+LINES = 12  # scores that are printed of one evaluation
 MEMORY = 0.7  # weight of the past in the smoothed speed
 
 
@@ -46,6 +48,8 @@ class TrainDisplay(Observer):
         self._samples = (0, 0)
         self._steps = 0
         self._numbers = ""
+        self._total = 0  # samples of the whole run
+        self._told: tuple[int, str, int] | None = None
 
     def __enter__(self) -> TrainDisplay:
         return self
@@ -75,6 +79,7 @@ class TrainDisplay(Observer):
         if self._reading is not None:
             self._bar.stop()
             self._bar.remove_task(self._reading)
+        self._total = (plan.steps - 1) * self.recipe.effective_batch_size + plan.last_step_samples
         print_plan(plan, self.recipe)
         out.file.flush()
         if self.recipe.eval_questions:
@@ -117,14 +122,31 @@ class TrainDisplay(Observer):
         self._print(Text(f"saved {folder}"))
 
     def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
-        """The scores over everything, one line each."""
-        for row in scores:
-            for tracker in self.trackers:
-                name = f"{row['task']}/{row['metric']}/{row['group']}"
-                self._tell(tracker.log({"step": step, name: row["value"]}))
-            if row["group"] == "all":
-                value = f"{row['value']:.4f}" if row["metric"] == "loss" else f"{row['value']:.1%}"
-                self._print(Text(f"step {step}: {row['task']} {row['metric'].replace('_', ' ')} {value}"))
+        """The scores over everything, one line each; of many (the tasks of a group) the first ones."""
+        self._scoring("")
+        known = [row for row in scores if row["value"] is not None and math.isfinite(row["value"])]
+        numbers = {f"{row['task']}/{row['metric']}/{row['group']}": float(row["value"]) for row in known}
+        for tracker in self.trackers:
+            self._tell(tracker.evaluated(step, min(step * self.recipe.effective_batch_size, self._total), numbers))
+        whole = [row for row in known if row["group"] == "all"]
+        for row in whole[:LINES]:
+            value = score(row["value"], row["metric"])
+            self._print(Text(f"step {step}: {row['task']} {row['metric'].replace('_', ' ')} {value}"))
+        if len(whole) > LINES:
+            self._print(Text(f"step {step}: {len(whole) - LINES} more scores in evaluations/"))
+
+    def evaluating(self, step: int, task: str, done: int, total: int) -> None:
+        """Questions answered so far while training waits, beside the bar; in a log, a line every tenth of the way."""
+        tenth = 10 * done // max(1, total)
+        if self._live:
+            self._scoring(f"scoring {task} at step {step}: {done:,}/{total:,}  ")
+        elif (step, task, tenth) != self._told:
+            self._told = step, task, tenth
+            err.print(f"scoring {task} at step {step}: {done:,} of {total:,}", markup=False)
+
+    def _scoring(self, text: str) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, numbers=text + self._numbers)
 
     def _tell(self, problem: str | None) -> None:
         if problem is not None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.evaluate.questions import Question
-from sengi.inference.generation import generate_greedy
-from sengi.inference.prompts import Prompts, stop_ids
+from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.prompts import Prompts
 
 FINAL_PUNCTUATION = ".!?,;:…。！？"
 
@@ -49,29 +49,23 @@ def answer_questions(
     """Let the model answer each question greedily, one user turn each.
 
     Args:
-        model: in evaluation mode, with an attention function that takes a padding mask (``sdpa``, ``eager``).
+        model: in evaluation mode.
         tokenizer: with a chat template.
         questions: their ``question`` is asked; choices are not shown.
         max_new_tokens: longest answer, in tokens.
-        batch_tokens: most tokens of a batch: rows times (longest question + longest answer).
+        batch_tokens: most tokens that are kept at a time: rows times (longest question + longest answer).
         progress: called with the number of questions that were answered.
 
     Returns:
         The answers' texts without special tokens, in the order of the questions.
     """
     prompts = Prompts(tokenizer)
-    ids = [prompts.ids(prompts.question(question.question)) for question in questions]
-    stops = stop_ids(model, tokenizer)
-    answers = [""] * len(questions)
-    # Longest first: the batch that needs the most memory fails at once or never.
-    order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
-    while order:
-        rows = max(1, batch_tokens // (len(ids[order[0]]) + max_new_tokens))
-        batch, order = order[:rows], order[rows:]
-        for index, answer in zip(
-            batch, generate_greedy(model, [ids[i] for i in batch], stops, max_new_tokens), strict=True
-        ):
-            answers[index] = prompts.decode(answer).strip()
-        if progress:
-            progress(len(batch))
-    return answers
+    requests = [
+        GenerationRequest(prompts.ids(prompts.question(question.question)), max_new_tokens) for question in questions
+    ]
+    texts = Generator(model, tokenizer).generate(
+        requests,
+        batch_tokens=batch_tokens,
+        on_generated=lambda indices, _: progress(len(indices)) if progress else None,
+    )
+    return [text.strip() for text in texts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from sengi.data.packing import pack_step
 from sengi.data.packs import make_pack
 from sengi.data.store import TokenStore
-
-CONFIDENCE_Z = 1.959964  # normal quantile of a 95% interval
+from sengi.statistics.intervals import ratio_interval
 
 
 @torch.no_grad()
@@ -50,8 +49,12 @@ def heldout_losses(
 def heldout_scores(store: TokenStore, sums: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Score rows: token-mean loss of all samples, and of each source and phase, with 95% intervals.
 
-    The loss is a ratio of sums over samples; its interval comes from the linearised ratio with samples as the
-    independent units (Cochran, Sampling Techniques, 1977, section 6.4).
+    The loss is a ratio of sums over samples, which are the independent units: see
+    :func:`sengi.statistics.intervals.ratio_interval`. One sample has no spread: its ends are None.
+
+    Args:
+        store: held-out samples.
+        sums: summed negative log-likelihood of each, shape (n,), from :func:`heldout_losses`.
     """
     everything = np.ones(len(store), dtype=bool)
     groups = [("all", everything)]
@@ -62,20 +65,52 @@ def heldout_scores(store: TokenStore, sums: NDArray[np.float64]) -> list[dict[st
         groups += [(f"{kind}={name}", member == number) for number, name in enumerate(names) if name]
     rows = []
     for name, chosen in groups:
-        counts, losses = store.supervised[chosen], sums[chosen]
-        value = float(losses.sum() / counts.sum())
-        n = int(chosen.sum())
-        spread = float(((losses - value * counts) ** 2).sum()) * n / max(1, n - 1)
-        error = CONFIDENCE_Z * math.sqrt(spread) / float(counts.sum()) if n > 1 else None  # one sample has no spread
+        counts = store.supervised[chosen]
+        loss = ratio_interval(sums[chosen] / counts, counts)
         rows.append(
             {
                 "task": "heldout",
                 "metric": "loss",
                 "group": name,
-                "value": value,
-                "low": None if error is None else value - error,
-                "high": None if error is None else value + error,
-                "n": n,
+                "value": loss.value,
+                "low": None if loss.n == 1 else loss.low,
+                "high": None if loss.n == 1 else loss.high,
+                "n": loss.n,
             }
         )
     return rows
+
+
+def heldout_items(store: TokenStore, sums: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """One item a sample, so that two models or checkpoints can be compared sample by sample.
+
+    Args:
+        store: held-out samples.
+        sums: summed negative log-likelihood of each, shape (n,), from :func:`heldout_losses`.
+
+    Returns:
+        In the order of the store: ``task``, ``id`` (index in the store), ``metric`` ("loss"), ``correct`` (mean loss
+        of the sample, nats a token), ``weight`` (its supervised tokens: the weighted mean of ``correct`` is the
+        loss of the set), ``question`` (file and row), ``source``, ``phase``, ``prompt_hash`` (SHA-256 of token ids
+        and mask: other data, template or tokenizer, other hash).
+    """
+    return [
+        {
+            "task": "heldout",
+            "id": str(index),
+            "metric": "loss",
+            "correct": float(sums[index] / tokens),
+            "weight": int(tokens),
+            "question": store.place(index),
+            "source": store.source_names[store.source_of[index]],
+            "phase": store.phase_names[store.phase_of[index]],
+            "prompt_hash": _fingerprint(store, index),
+        }
+        for index, tokens in enumerate(store.supervised)
+    ]
+
+
+def _fingerprint(store: TokenStore, index: int) -> str:
+    sample = store.sample(index)
+    ids = sample.input_ids.astype("<i4").tobytes()
+    return hashlib.sha256(ids + sample.loss_mask.astype(np.uint8).tobytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from sengi.evaluate.answers import answer_questions, is_exact_match
 from sengi.evaluate.choices import score_choices
 from sengi.evaluate.questions import Question, load_questions
 from sengi.evaluation import Evaluation
+from sengi.inference.prompts import Prompts
 from sengi.model.load import load_model, load_tokenizer
 from sengi.statistics.intervals import wilson_interval
 
@@ -107,6 +110,7 @@ def _score_task(
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Items of one file with their positions: first all multiple choice, then all short answers."""
+    prompts = Prompts(tokenizer)
     choice = [(i, q) for i, q in enumerate(questions) if q.choices]
     short = [(i, q) for i, q in enumerate(questions) if not q.choices]
     asked = [q for _, q in choice]
@@ -115,15 +119,16 @@ def _score_task(
         texts = question.choices or ()
         best = texts[max(range(len(texts)), key=score.per_byte.__getitem__)]
         best_sum = texts[max(range(len(texts)), key=score.sums.__getitem__)]
-        item = _item(question, "accuracy", best, best == question.answers[0])
+        item = _item(prompts, question, "accuracy", best, best == question.answers[0])
         yield index, {**item, "correct_sum": int(best_sum == question.answers[0])}
     asked = [q for _, q in short]
     predictions = answer_questions(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance)
     for (index, question), text in zip(short, predictions, strict=True):
-        yield index, _item(question, "exact_match", text, is_exact_match(text, question.answers))
+        yield index, _item(prompts, question, "exact_match", text, is_exact_match(text, question.answers))
 
 
-def _item(question: Question, metric: str, prediction: str, correct: bool) -> dict[str, Any]:
+def _item(prompts: Prompts, question: Question, metric: str, prediction: str, correct: bool) -> dict[str, Any]:
+    shown = json.dumps([prompts.question(question.question), question.choices])
     return {
         "id": question.id,
         "group": question.group,
@@ -133,6 +138,7 @@ def _item(question: Question, metric: str, prediction: str, correct: bool) -> di
         "prediction": prediction,
         "answer": question.answers[0],
         "question": question.question,
+        "prompt_hash": hashlib.sha256(shown.encode()).hexdigest(),
     }
 
 

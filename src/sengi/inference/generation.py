@@ -1,57 +1,258 @@
-"""Text from a model: the greedy continuation of a batch of prompts."""
+"""Texts that a model writes: many prompts at once, each as if it were alone.
+
+Rows come and go one by one (continuous batching): a finished row leaves the batch at once and the next prompt takes
+its place, and a beginning that prompts share is computed once (:mod:`sengi.inference.slots`).
+
+transformers' own continuous batching was tried first. On the CPU (SmolLM2-135M, float32, one thread, four five-shot
+GSM8K prompts, 32 tokens each) it wrote the same tokens as ``generate`` one prompt at a time, but took 1.5 times its
+processor time (37.7 s against 25.7 s) and 1.8 times its memory (1,776 MB against 1,008 MB). It knows no stop
+strings, and it logs an error where it should raise one. So there is one engine for all devices, and vLLM where it is
+installed.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sengi.errors import InputError
+from sengi.inference.prompts import stop_ids
+from sengi.inference.sampling import Sampler, next_tokens
+from sengi.inference.shared_prefix import PrefixGroup, prefix_groups
+from sengi.inference.slot_model import SlotModel, slot_mode
+from sengi.inference.slot_support import OneRow, rope_limit, supports_slots
+from sengi.inference.vllm_engine import VllmEngine, use_vllm
+
+OnGenerated = Callable[[list[int], list[str]], None]
 
 
-@torch.inference_mode()
-def generate_greedy(
-    model: PreTrainedModel, prompts: list[list[int]], stops: list[int], max_new_tokens: int
-) -> list[list[int]]:
-    """Greedy continuation of each prompt, up to and without the first stop token.
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One text to be written.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_new_tokens: longest text, in tokens.
+        stop: strings that end the text; they are not part of it.
+        temperature: 0 takes the likeliest token; above, tokens are drawn at this temperature.
+        top_p: draw from the likeliest tokens that together have this probability.
+        seed: of the draws.
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Generator:
+    """Writes texts with a causal language model; the model is left as it was found.
+
+    Attributes:
+        shares_steps: False for a family whose rows cannot lie in slots (state-space layers, attention code of its
+            own): then prompts are run one at a time.
 
     Args:
-        model: in evaluation mode, with an attention function that takes a padding mask (``sdpa``, ``eager``).
-        prompts: token ids, one list a prompt; all run in one batch.
-        stops: ids that end an answer.
-        max_new_tokens: longest answer, in tokens.
+        model: in evaluation mode; it is tried on a few tokens.
+        tokenizer: of the model.
+        engine: ``transformers``, ``vllm``, or ``auto``: vLLM where it is installed, the model is on CUDA and its
+            folder is given.
+        folder: a folder with exactly the weights that the model has; vLLM loads it.
 
-    Returns:
-        The new ids of each prompt.
+    Raises:
+        InputError: vLLM was asked for and cannot be used.
+        ValueError: the model is in training mode.
     """
-    width = max(map(len, prompts))
-    pad = stops[0] if stops else 0
-    input_ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, ids in enumerate(prompts):
-        # On the left, so that the answer follows its question without a gap.
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        mask[row, width - len(ids) :] = 1
-    generating: Any = model  # transformers types its models as callable modules without this method
-    with _plain_generation(model):
-        output = generating.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=GenerationConfig(
-                do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops or None, pad_token_id=pad
-            ),
-        )
-    answers = output[:, width:].tolist()
-    return [ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))] for ids in answers]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        engine: str = "auto",
+        folder: Path | None = None,
+    ) -> None:
+        if model.training:
+            raise ValueError("Generator got a model in training mode, where dropout makes texts random; call eval()")
+        self._model = model
+        self._tokenizer = tokenizer
+        self._stops = frozenset(stop_ids(model, tokenizer))
+        self._limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._rope_limit = rope_limit(model)
+        self._vllm: VllmEngine | None = None
+        if use_vllm(engine, folder, model.device) and folder is not None:
+            self._vllm = VllmEngine(folder, model.dtype, self._stops)
+        self.shares_steps = self._vllm is not None or supports_slots(model)
+
+    # Not inference mode: a buffer that a rope renews in it could never be used in training again.
+    @torch.no_grad()
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        batch_tokens: int = 4096,
+        on_generated: OnGenerated | None = None,
+    ) -> list[str]:
+        """Write a text for every request.
+
+        Args:
+            requests: what to write.
+            batch_tokens: most tokens whose keys and values are kept at a time: those of a shared prefix, and rows
+                times (longest prompt after it + longest text).
+            on_generated: called when texts are finished with the indices of their requests and the texts.
+
+        Returns:
+            The texts in the order of the requests, up to and without the first stop string or stop token (the
+            template's closing token, the eos of tokenizer and model), without special tokens. Greedy texts do not
+            depend on the batches but for rounding, drawn ones on the request's seed.
+
+        Raises:
+            InputError: a request without prompt or without tokens to write, with a prompt that leaves no room for
+                an answer in the model's context, or with a temperature or top_p that cannot be.
+        """
+        self._check(requests, batch_tokens)
+        texts = [""] * len(requests)
+
+        def keep(indices: list[int], written: list[str]) -> None:
+            for index, text in zip(indices, written, strict=True):
+                texts[index] = text
+            if on_generated and indices:
+                on_generated(indices, written)
+
+        def finish(rows: list[_Row]) -> None:
+            keep([row.index for row in rows], [row.text() for row in rows])
+
+        rows = [self._row(index, request) for index, request in enumerate(requests)]
+        if self._vllm is not None:
+            for indices, written in self._vllm.generate(requests, [row.limit for row in rows]):
+                keep(indices, written)
+            return texts
+        together = [row for row in rows if self.shares_steps and len(row.request.prompt) + row.limit < self._rope_limit]
+        if together:
+            with slot_mode(self._model):
+                for group in prefix_groups([row.request.prompt for row in together]):
+                    self._write_group(group, [together[i] for i in group.indices], batch_tokens, finish)
+        alone = set(range(len(rows))) - {row.index for row in together}
+        for index in sorted(alone):
+            self._write_alone(rows[index])
+            finish([rows[index]])
+        return texts
+
+    def _write_group(
+        self, group: PrefixGroup, waiting: list[_Row], batch_tokens: int, finish: Callable[[list[_Row]], None]
+    ) -> None:
+        """Write texts whose prompts share a prefix."""
+        # Longest first: what does not fit in memory fails at once or never. From the end of the list it is cheap.
+        waiting.sort(key=lambda row: (len(row.request.prompt) + row.limit, -row.index))
+        longest = len(waiting[-1].request.prompt) + waiting[-1].limit - group.prefix
+        count = min(len(waiting), max(1, (batch_tokens - group.prefix) // longest))
+        slots = SlotModel(self._model, count)
+        if group.prefix:
+            slots.share(waiting[0].request.prompt[: group.prefix])
+        rows: list[_Row] = []
+        while waiting or rows:
+            done: list[_Row] = []
+            while waiting and len(rows) < count:
+                rows.append(waiting.pop())
+                logits = slots.add(rows[-1].request.prompt[group.prefix :])
+                self._accept(slots, rows, logits, len(rows) - 1, done)
+            if rows:
+                logits = slots.step([row.ids[-1] for row in rows])
+                self._accept(slots, rows, logits, 0, done)
+            finish(done)
+
+    def _accept(self, slots: SlotModel, rows: list[_Row], logits: Tensor, first: int, done: list[_Row]) -> None:
+        """Give the rows from ``first`` on their next token and take out those that it ends."""
+        tokens = next_tokens(logits, [row.sampler for row in rows[first:]])
+        ended = [first + i for i, token in enumerate(tokens) if rows[first + i].accept(token)]
+        for slot in reversed(ended):  # from behind, so that no row moves before its turn
+            slots.drop(slot)
+            done.append(rows[slot])
+            rows[slot] = rows[-1]
+            rows.pop()
+
+    def _write_alone(self, row: _Row) -> None:
+        model = OneRow(self._model)
+        tokens = row.request.prompt
+        while not row.accept(next_tokens(model.step(tokens), [row.sampler])[0]):
+            tokens = row.ids[-1:]
+
+    def _row(self, index: int, request: GenerationRequest) -> _Row:
+        room = request.max_new_tokens if self._limit is None else self._limit - len(request.prompt)
+        sampler = Sampler(request.temperature, request.top_p, request.seed, self._model.device)
+        return _Row(index, request, min(room, request.max_new_tokens), sampler, self._stops, self._tokenizer)
+
+    def _check(self, requests: Sequence[GenerationRequest], batch_tokens: int) -> None:
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}; a batch needs 1 token or more")
+        for index, request in enumerate(requests):
+            length = len(request.prompt)
+            if not length:
+                raise InputError(f"request {index}: its prompt has no token, so there is nothing to continue")
+            if request.max_new_tokens < 1:
+                raise InputError(f"request {index}: max_new_tokens is {request.max_new_tokens}; set it to 1 or more")
+            if self._limit is not None and length >= self._limit:
+                raise InputError(
+                    f"request {index}: its prompt has {length} tokens and the model reads at most {self._limit} "
+                    "(max_position_embeddings), so there is no room for an answer; shorten the prompt, for example "
+                    "with fewer few-shot examples"
+                )
+            if not 0 <= request.temperature < float("inf"):
+                raise InputError(f"request {index}: temperature is {request.temperature}; set it to 0 or more")
+            if not 0 < request.top_p <= 1:
+                raise InputError(f"request {index}: top_p is {request.top_p}; set it above 0 and at most to 1")
 
 
-@contextlib.contextmanager
-def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the model's own generation settings: its repetition penalty or temperature is not what is measured."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
+class _Row:
+    """A text that is being written."""
+
+    def __init__(
+        self,
+        index: int,
+        request: GenerationRequest,
+        limit: int,
+        sampler: Sampler,
+        stops: frozenset[int],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.index = index
+        self.request = request
+        self.limit = limit
+        self.sampler = sampler
+        self.ids: list[int] = []
+        self._stops = stops
+        self._tokenizer = tokenizer
+        # A token has one byte of text or more, so a stop string that has just ended lies in so many last tokens.
+        self._lookback = max((len(text.encode()) for text in request.stop), default=0)
+
+    def accept(self, token: int) -> bool:
+        """Take the next token.
+
+        Returns:
+            Whether the text is finished.
+        """
+        if token in self._stops:
+            return True
+        self.ids.append(token)
+        if len(self.ids) == self.limit:
+            return True
+        if not self._lookback:
+            return False
+        # Special tokens are kept here: a stop string may be the text of one.
+        tail = self._tokenizer.decode(self.ids[-self._lookback :])
+        return any(text and text in tail for text in self.request.stop)
+
+    def text(self) -> str:
+        """What was written, cut as lm-eval cuts: at each stop string in turn."""
+        text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
+        for stop in self.request.stop:
+            if stop:
+                text = text.split(stop)[0]
+        return text

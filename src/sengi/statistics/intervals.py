@@ -1,13 +1,16 @@
-"""Intervals for scores and paired comparisons of two evaluations: pure functions, no files, no models.
+"""Intervals for scores: pure functions, no files, no models.
 
-Three questions and the answer each one gets:
+===========================================  =============================================================
+how sure is a share of right answers?        Wilson's score interval
+how sure is a mean of real numbers?          bootstrap, BCa at levels widened to Student's t
+how sure is a ratio of sums (loss a token)?  jackknife, Student's t with the degrees of freedom of the weights
+===========================================  =============================================================
 
-=====================================  ==================================================
-how sure is a share of right answers?  Wilson's score interval
-how sure is a mean of real numbers?    bootstrap: BCa, percentile above 2,000 values
-did the same questions change?         paired difference: Newcombe's interval and
-                                       McNemar's exact p for 0/1, bootstrap for the rest
-=====================================  ==================================================
+Simulated coverage of the 95% intervals is 93% to 97% (tests/statistics/test_coverage.py) for shares of 0.1 to 0.9
+and n of 50 and more, and for means and ratios of n of 50 and more values as skewed as an exponential or weights of
+lengths. A share's coverage moves from one n to the next, since counts are whole numbers: 97.03% at 0.1 of 50 questions
+is the highest of the tested ones. Below 50 it moves further, and a mean of 20 exponential values is covered 94 times
+in a hundred by this bootstrap (the plain percentile: 90).
 """
 
 from __future__ import annotations
@@ -16,15 +19,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# BCa's acceleration needs n leave-one-out means (n^2 work); its correction shrinks as 1/sqrt(n).
-BCA_LIMIT = 2_000
-# Values drawn at once by the bootstrap: bounds its memory to about 80 MB.
-DRAW_BUDGET = 10_000_000
+# Values drawn at once by the bootstrap: bounds its memory to about 120 MB.
+DRAW_BUDGET = 5_000_000
+# Up to so many distinct values they are drawn by their counts, in a time that does not grow with n.
+FEW = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +46,6 @@ class Interval:
     n: int
 
 
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """What changed between two evaluations of the same questions, in the order they were given.
-
-    Attributes:
-        difference: mean of ``after - before`` with its interval; ``n`` is the number of pairs.
-        method: ``"newcombe"`` (0/1 results) or ``"bootstrap"``: where the interval comes from.
-        p_value: McNemar's exact two-sided p for 0/1 results, None for other values.
-        gained: pairs whose value rose (0/1: wrong before, right after).
-        lost: pairs whose value fell.
-    """
-
-    difference: Interval
-    method: Literal["newcombe", "bootstrap"]
-    p_value: float | None
-    gained: int
-    lost: int
-
-
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share; honest at 0 and at n, where the normal one has no width.
 
@@ -76,7 +59,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes={successes} of n={n}: need n >= 1 and 0 <= successes <= n")
-    z = _normal_quantile(confidence)
+    z = normal_quantile(confidence)
     share = successes / n
     scale = 1 + z * z / n
     center = (share + z * z / (2 * n)) / scale
@@ -90,7 +73,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 def bootstrap_interval(
     values: ArrayLike, confidence: float = 0.95, *, resamples: int = 2_000, seed: int = 0
 ) -> Interval:
-    """Bootstrap interval of the mean: BCa up to 2,000 values, percentile above.
+    """Bootstrap interval of the mean: bias-corrected and accelerated, widened for small n.
+
+    The plain bootstrap is too narrow by sqrt((n-1)/n) and by the normal quantile in the place of Student's; its
+    levels are moved outwards accordingly (Hesterberg 2015, The American Statistician 69:371, section 5.3).
 
     Args:
         values: finite numbers, shape (n,), n >= 1.
@@ -105,112 +91,147 @@ def bootstrap_interval(
     Raises:
         ValueError: no value, a value that is not finite, or confidence out of range.
     """
-    sample = _finite_vector(values, "values")
-    _normal_quantile(confidence)
+    sample = finite_vector(values, "values")
+    normal_quantile(confidence)
     mean, n = float(sample.mean()), int(sample.size)
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
     if np.ptp(sample) == 0:
         return Interval(mean, mean, mean, n)
-    from scipy.stats import bootstrap
-
     # Centred and scaled, so that squares of tiny spreads do not vanish; the mean follows both.
     scale = float(np.abs(sample - mean).max())
-    result = bootstrap(
-        ((sample - mean) / scale,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=max(1, DRAW_BUDGET // n),
-        method="BCa" if n <= BCA_LIMIT else "percentile",
-        rng=np.random.default_rng(seed),
-        vectorized=True,
-    ).confidence_interval
-    return Interval(mean, mean + scale * float(result.low), mean + scale * float(result.high), n)
+    low, high = _bootstrap_ends(((sample - mean) / scale)[:, None], confidence, resamples, seed)
+    return Interval(mean, mean + scale * float(low[0]), mean + scale * float(high[0]), n)
 
 
-def paired_difference(
-    before: ArrayLike, after: ArrayLike, confidence: float = 0.95, *, resamples: int = 2_000, seed: int = 0
-) -> PairedDifference:
-    """Compare two evaluations question by question.
+def ratio_interval(values: ArrayLike, weights: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Interval of a weighted mean whose weights are as random as the values: a ratio of two sums.
 
-    0/1 results get Newcombe's score interval for paired shares (his method 10), since a bootstrap of a run that
-    goes from all wrong to all right has no width at all; other values get a bootstrap of the differences.
+    The loss of a token over held-out conversations is one: conversations are the independent units, and long ones
+    weigh more. The standard error is the jackknife's; Student's t takes (sum w)^2 / sum w^2 - 1 degrees of freedom,
+    since a few long conversations tell as little as a few conversations. The bootstrap and the linearised ratio
+    (Cochran 1977, 6.4) cover 92% at n = 50 with lengths as they occur, this one 94% to 95%.
 
     Args:
-        before: results of the questions, shape (n,).
-        after: results of the same questions in the same order, shape (n,).
+        values: finite numbers, shape (n,), n >= 1.
+        weights: positive numbers, shape (n,).
         confidence: between 0 and 1.
-        resamples: for the bootstrap.
-        seed: for the bootstrap.
-
-    Raises:
-        ValueError: lengths differ, no pair, a value that is not finite, confidence out of range.
-    """
-    first, second = _finite_vector(before, "before"), _finite_vector(after, "after")
-    if first.size != second.size:
-        raise ValueError(f"before has {first.size} results, after {second.size}: pairs need the same questions")
-    change = second - first
-    gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
-        interval = _newcombe_interval(first.astype(bool), second.astype(bool), confidence)
-        return PairedDifference(interval, "newcombe", mcnemar_p(gained, lost), gained, lost)
-    interval = bootstrap_interval(change, confidence, resamples=resamples, seed=seed)
-    return PairedDifference(interval, "bootstrap", None, gained, lost)
-
-
-def mcnemar_p(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p: how likely a split this uneven is if gains and losses are equally likely.
-
-    Args:
-        gained: questions that turned right.
-        lost: questions that turned wrong.
 
     Returns:
-        p between 0 and 1; 1 when nothing changed.
+        sum(w x) / sum(w) with its interval; ends are NaN for a single value.
+
+    Raises:
+        ValueError: shapes differ, no value, not finite, a weight that is not positive, confidence out of range.
     """
-    if gained + lost == 0:
-        return 1.0
-    from scipy.stats import binomtest
-
-    return float(binomtest(min(gained, lost), gained + lost, 0.5).pvalue)
-
-
-def _newcombe_interval(before: NDArray[np.bool_], after: NDArray[np.bool_], confidence: float) -> Interval:
-    """Interval of a difference of paired shares (Newcombe 1998, Statistics in Medicine 17:2635, method 10)."""
-    n = int(before.size)
-    both, gained = int((after & before).sum()), int((after & ~before).sum())
-    lost, neither = int((before & ~after).sum()), int((~before & ~after).sum())
-    new = wilson_interval(both + gained, n, confidence)
-    old = wilson_interval(both + lost, n, confidence)
-    product = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    association = float(both * neither - gained * lost)
-    if association > 0:
-        association = max(association - n / 2, 0.0)
-    phi = association / math.sqrt(product) if product else 0.0
-    below = _combine(new.value - new.low, old.high - old.value, phi)
-    above = _combine(new.high - new.value, old.value - old.low, phi)
-    value = (gained - lost) / n
-    return Interval(value, max(-1.0, value - below), min(1.0, value + above), n)
+    sample, weight = finite_vector(values, "values"), positive_weights(weights, values)
+    normal_quantile(confidence)
+    low, high = _ratio_ends(sample[:, None], weight[:, None], confidence)
+    return Interval(float(np.average(sample, weights=weight)), float(low[0]), float(high[0]), int(sample.size))
 
 
-def _combine(one: float, other: float, phi: float) -> float:
-    """Length of the difference of two margins whose correlation is phi."""
-    return math.sqrt(max(0.0, one * one - 2 * phi * one * other + other * other))
+def _bootstrap_ends(
+    columns: NDArray[np.float64], confidence: float, resamples: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the interval of each column's mean, shapes (n, k) -> (k,), (k,); no column may be constant."""
+    from scipy.special import ndtr, ndtri
+    from scipy.stats import t
+
+    n, k = columns.shape
+    means = np.sort(_resampled_means(columns, resamples, seed), axis=0)
+    center = columns.mean(axis=0)
+    below = (means < center).sum(axis=0) + (means == center).sum(axis=0) / 2
+    bias = ndtri(np.clip(below, 1, resamples - 1) / resamples)
+    deviation = columns - center
+    # The jackknife's acceleration, in closed form since the statistic is a mean.
+    acceleration = (deviation**3).sum(axis=0) / (6 * (deviation**2).sum(axis=0) ** 1.5)
+    reach = math.sqrt(n / (n - 1)) * float(t.ppf((1 + confidence) / 2, n - 1))
+    ends = []
+    for z in (-reach, reach):
+        shifted = bias + z
+        level = ndtr(bias + shifted / (1 - acceleration * shifted))
+        place = np.clip(level * (resamples - 1), 0, resamples - 1)
+        under = np.floor(place).astype(np.int64)
+        over = np.minimum(under + 1, resamples - 1)
+        part = place - under
+        ends.append(means[under, np.arange(k)] * (1 - part) + means[over, np.arange(k)] * part)
+    return ends[0], ends[1]
 
 
-def _normal_quantile(confidence: float) -> float:
-    """The z that holds ``confidence`` of a normal distribution between -z and z."""
+def _resampled_means(columns: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """Means of rows drawn with replacement, (n, k) -> (resamples, k); all columns share the draws."""
+    n = columns.shape[0]
+    rng = np.random.default_rng(seed)
+    rows, times = np.unique(columns, axis=0, return_counts=True)
+    if len(rows) <= FEW:  # the same draws by how often each value comes up: right, wrong, unchanged
+        drawn_times = rng.multinomial(n, times / n, size=resamples)
+        return np.asarray(drawn_times.astype(np.float64) @ rows / n)
+    batch = max(1, DRAW_BUDGET // n)
+    means = []
+    for start in range(0, resamples, batch):
+        size = min(batch, resamples - start)
+        drawn = rng.integers(0, n, (size, n), dtype=np.int64) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        means.append(counts.astype(np.float64) @ columns / n)
+    return np.concatenate(means)
+
+
+def _ratio_ends(
+    columns: NDArray[np.float64], weights: NDArray[np.float64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the interval of each column's weighted mean, shapes (n, k), (n, k) -> (k,), (k,)."""
+    from scipy.stats import t
+
+    total = weights.sum(axis=0)
+    value = (columns * weights).sum(axis=0) / total
+    if len(columns) == 1:
+        return np.full_like(value, math.nan), np.full_like(value, math.nan)
+    freedom = np.maximum(total**2 / (weights**2).sum(axis=0) - 1, 1.0)
+    reach = t.ppf((1 + confidence) / 2, freedom) * ratio_error(columns, weights)
+    return value - reach, value + reach
+
+
+def ratio_error(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Jackknife standard error of the weighted mean along the first axis, which has two values or more."""
+    n, total = len(values), weights.sum(axis=0)
+    value = (values * weights).sum(axis=0) / total
+    moved = (values - value) * weights / (total - weights)  # how far the ratio moves without that one
+    return np.asarray(np.sqrt((moved**2).sum(axis=0) * (n - 1) / n))
+
+
+def normal_quantile(confidence: float) -> float:
+    """The z that holds ``confidence`` of a normal distribution between -z and z.
+
+    Raises:
+        ValueError: confidence is not between 0 and 1.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: need a number between 0 and 1, for example 0.95")
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _finite_vector(values: ArrayLike | Sequence[float], name: str) -> NDArray[np.float64]:
-    """``values`` as float64, shape (n,), n >= 1, all finite."""
+def finite_vector(values: ArrayLike | Sequence[float], name: str) -> NDArray[np.float64]:
+    """``values`` as float64, shape (n,), n >= 1, all finite.
+
+    Raises:
+        ValueError: they are not; the message begins with ``name``.
+    """
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or vector.size == 0:
         raise ValueError(f"{name}: need a list of at least one number, got shape {vector.shape}")
     if not np.isfinite(vector).all():
         raise ValueError(f"{name}[{int(np.argmin(np.isfinite(vector)))}] is not finite")
     return vector
+
+
+def positive_weights(weights: ArrayLike, values: ArrayLike) -> NDArray[np.float64]:
+    """``weights`` as float64, one for each of ``values``.
+
+    Raises:
+        ValueError: their number differs, or one is not positive and finite.
+    """
+    weight = finite_vector(weights, "weights")
+    if weight.shape != np.shape(values):
+        raise ValueError(f"{weight.size} weights for {np.size(values)} values: each value needs its own")
+    if (weight <= 0).any():
+        raise ValueError(f"weights[{int(np.argmax(weight <= 0))}] is not positive")
+    return weight

@@ -1,0 +1,154 @@
+"""All checkpoints of a run, scored by one suite: timelines of scores, the best checkpoint, samples to the peak."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sengi import storage
+from sengi.errors import CheckpointError, InputError, SengiError
+from sengi.evaluate.run_evaluations import (
+    checkpoint_samples,
+    read_results,
+    read_tasks,
+    timelines,
+    unfinished,
+    write_tasks,
+)
+from sengi.evaluate.run_scores import ScoreLine, by_task, score_line
+from sengi.evaluate.suite import Progress, Suite, evaluate, fingerprint
+from sengi.evaluation import Evaluation
+from sengi.model.resolve import resolve_model
+from sengi.recipe_sources import resolve_recipe
+
+PREFIX = "checkpoint-"
+
+
+@dataclass
+class RunEvaluation:
+    """What a suite found over a run.
+
+    Attributes:
+        run: the run folder.
+        steps: the steps that are scored, 0 for the base model.
+        lines: one a score, as the suite gives them.
+        selected: the line that chooses the best checkpoint.
+        excluded: questions that could not be scored, with the ``step`` of the checkpoint.
+        notes: what was left out and why, and what a reader of the scores must know.
+        seconds: time of the evaluations that were made now; those found in the run cost nothing.
+    """
+
+    run: Path
+    steps: list[int]
+    lines: list[ScoreLine]
+    selected: ScoreLine
+    excluded: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def evaluate_run(
+    run: Path, suite: Suite, *, select: str | None = None, progress: Progress | None = None
+) -> RunEvaluation:
+    """Score the base model and every checkpoint of a run that this suite has not scored yet.
+
+    The run may be training meanwhile. An evaluation that is interrupted goes on where it stopped at the next call.
+
+    Args:
+        run: a folder with recipe.yaml and checkpoints.
+        suite: what to ask, checked by :func:`sengi.evaluate.suite.check`.
+        select: ``task/metric`` (or a task alone) that chooses the best checkpoint; None takes the first score.
+        progress: called with (questions done, questions in all, checkpoint and task).
+
+    Raises:
+        InputError: no run, nothing to score, or no such score to select by.
+        SengiError: an evaluation failed; what is scored stays.
+    """
+    data = fingerprint(suite)
+    result = RunEvaluation(run, [], [], selected=_NOTHING)
+    for step, model in _models(run, result.notes, scored=set(read_tasks(run, data))):
+        name = f"step {step}" if step else "base model"
+
+        def show(done: int, total: int, task: str, name: str = name) -> None:
+            if progress is not None:
+                progress(done, total, f"{name}: {task}")
+
+        try:
+            result.seconds += score_step(run, step, model, suite, data, show).seconds
+        except CheckpointError as error:
+            result.notes.append(f"step {step} is left out: {error}")
+        except SengiError:
+            if model.exists():
+                raise
+            result.notes.append(f"step {step} is left out: training removed it (save_total_limit) before it was scored")
+    evaluations = read_tasks(run, data)
+    if not evaluations:
+        raise InputError(f"{run}: nothing could be scored ({'; '.join(result.notes) or 'no checkpoint in it'})")
+    result.steps = sorted(evaluations)
+    items = {step: by_task(read_results(evaluation)) for step, evaluation in evaluations.items()}
+    result.lines = [score_line(*key, points, items) for key, points in timelines(evaluations).items()]
+    result.selected = _selected(result.lines, select)
+    for step, evaluation in sorted(evaluations.items()):
+        result.excluded += [{"step": step, **row} for row in evaluation.get("excluded", [])]
+        result.notes += [f"step {step}: {note}" for note in evaluation.get("notes", [])]
+    return result
+
+
+def score_step(
+    run: Path, step: int, model: Path, suite: Suite, data: str, progress: Progress | None = None
+) -> Evaluation:
+    """Score one checkpoint of a run and keep the result in its ``evaluations/``.
+
+    Args:
+        run: the run folder.
+        step: of the checkpoint; 0 for the base model.
+        model: its folder, read as users read it; every byte of a checkpoint is verified first.
+        suite: what to ask.
+        data: the suite's fingerprint.
+        progress: called with (questions done, questions in all, task).
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete or changed.
+        SengiError: model or tasks cannot be used, or the disk failed; answers so far are kept for the next try.
+    """
+    samples_seen = checkpoint_samples(model) if step else 0
+    with unfinished(run, step, data) as cache:
+        evaluation = evaluate(model, suite, cache=cache, progress=progress)
+        write_tasks(run, step, data, str(model), samples_seen, evaluation)
+    return evaluation
+
+
+def _models(run: Path, notes: list[str], scored: set[int]) -> list[tuple[int, Path]]:
+    """Steps to score and their folders, the base first."""
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run}: no run folder (recipe.yaml is missing); give the output_dir of a recipe")
+    folders = storage.published(run, PREFIX)
+    if not folders and not scored - {0}:
+        raise InputError(f"{run}: no checkpoint in it to score; train first, or name a model")
+    models = [(int(folder.name.removeprefix(PREFIX)), folder) for folder in folders]
+    models = [(step, folder) for step, folder in models if step not in scored]
+    if 0 not in scored:
+        try:
+            base = resolve_model(resolve_recipe(run / "recipe.yaml").recipe.model_name_or_path)
+            models.insert(0, (0, base))
+        except InputError as error:
+            notes.append(f"the base model is left out: {error}")
+    return models
+
+
+def _selected(lines: list[ScoreLine], select: str | None) -> ScoreLine:
+    """The line that ``select`` names: whole name, or task alone."""
+    if not lines:
+        raise InputError("the tasks gave no score: every question was excluded; see the evaluations' excluded lists")
+    if select is None:
+        return lines[0]
+    for line in lines:
+        if select in (line.name, line.task):
+            return line
+    names = [line.name for line in lines]
+    near = difflib.get_close_matches(select, names, n=3, cutoff=0.3) or names[:3]
+    raise InputError(f"--select {select}: no such score; there is {', '.join(near)} (all are kept, only choose again)")
+
+
+_NOTHING = ScoreLine("", "", "all", True, None, [])

@@ -1,0 +1,64 @@
+"""Held-out loss of a model in a folder: conversations it was not trained on, masked and packed as in training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sengi.data.files import read_rows, split_suffix
+from sengi.data.rows import RowError
+from sengi.data.store import StoreOptions, TokenStore
+from sengi.data.store_build import open_store
+from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
+from sengi.evaluation import Evaluation
+from sengi.model.load import load_model
+from sengi.model.supervised import prepare
+from sengi.recipe import DataEntry, Recipe
+
+MAX_LENGTH = int(Recipe.model_fields["max_length"].default)  # what a recipe takes that names no other
+
+
+def evaluate_heldout(model_folder: Path, files: Sequence[Path], *, batch_tokens: int = 4096) -> Evaluation:
+    """Mean negative log-likelihood of the supervised tokens of each file, in nats a token.
+
+    Args:
+        model_folder: a model or checkpoint folder with a chat template.
+        files: conversations in any format that training reads; each is a task named ``heldout_<stem>``.
+        batch_tokens: tokens a pack may hold.
+
+    Returns:
+        Scores by source and phase; what was dropped (too long, nothing to learn) is in ``excluded``.
+
+    Raises:
+        SengiError: a file or the model cannot be used.
+    """
+    started = time.perf_counter()
+    stores = [(file, _open(file, model_folder)) for file in files]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = prepare(load_model(model_folder, dtype=torch.float32), device)
+    evaluation = Evaluation()
+    for file, store in stores:
+        task = f"heldout_{split_suffix(file)[0]}"
+        sums = heldout_losses(model, store, batch_tokens, 0, 1, device, lambda values: values)
+        evaluation.scores += [{**row, "task": task} for row in heldout_scores(store, sums)]
+        evaluation.items += [{**item, "task": task} for item in heldout_items(store, sums)]
+        evaluation.excluded += [{**row, "task": task} for row in _dropped(store)]
+    evaluation.seconds = time.perf_counter() - started
+    return evaluation
+
+
+def _open(file: Path, model_folder: Path) -> TokenStore:
+    return open_store([DataEntry(path=str(file))], model_folder, StoreOptions(MAX_LENGTH, "drop"))
+
+
+def _dropped(store: TokenStore) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for _, row in read_rows(store.path / "dropped.jsonl") if store.meta["dropped"] else ():
+        if isinstance(row, RowError):
+            raise row
+        rows.append({"id": row["place"], "reason": row["message"]})
+    return rows

@@ -1,0 +1,148 @@
+"""Several processes that answer the requests of one evaluation: each takes a share, all get all answers.
+
+lm-eval can deal documents out to processes itself, but it gathers what they found with pickle, and neighbours that
+share a prompt prefix land on different processes. Here every process asks lm-eval for all documents and the *requests*
+are dealt out, neighbours together; lm-eval sees one process with all answers. Messages are JSON, never pickle.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import sengi.errors as errors
+from sengi.errors import RankError, SengiError
+
+PATIENCE = datetime.timedelta(hours=24)  # shares take unequal time; a process that dies is noticed at once
+
+
+class Ranks(Protocol):
+    """What is asked of a group of processes; the World of a training run is one too."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """Run ``work`` on every rank; JSON results by rank, or an error on all of them."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A group of one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """The result of ``work``."""
+        return [work()]
+
+
+@dataclass(frozen=True)
+class TorchRanks:
+    """Processes that torchrun started.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        group: a gloo group; it works beside NCCL.
+    """
+
+    rank: int
+    size: int
+    group: Any
+
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """Run ``work`` on every rank.
+
+        Returns:
+            JSON results by rank.
+
+        Raises:
+            SengiError: the error of the lowest rank that failed; RankError for any other exception elsewhere.
+        """
+        result, failure, raised = None, None, None
+        try:
+            result = work()
+        except Exception as error:
+            raised, failure = error, [type(error).__name__, str(error) or repr(error)]
+        outcomes = self._gather([result, failure])
+        for rank, (_, problem) in enumerate(outcomes):
+            if problem is None:
+                continue
+            if raised is not None and rank == self.rank:
+                raise raised
+            kind = getattr(errors, problem[0], None)
+            told: SengiError = RankError(f"rank {rank}: {problem[0]}: {problem[1]}")
+            if isinstance(kind, type) and issubclass(kind, SengiError) and kind is not errors.MaskError:
+                told = kind(problem[1])
+            told.elsewhere = True  # the rank it happened on prints it
+            raise told
+        return [value for value, _ in outcomes]
+
+    def _gather(self, value: Any) -> list[Any]:
+        data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
+        padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
+        padded[: len(data)] = torch.from_numpy(data.copy())
+        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.group)
+        return [json.loads(part[: int(n)].numpy().tobytes()) for part, n in zip(parts, sizes, strict=True)]
+
+
+def join_ranks() -> Ranks:
+    """Join the processes that torchrun started, or stay alone.
+
+    A process whose group exists already (a training that evaluates on one rank) stays alone: waiting for ranks that
+    do something else would never end.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        return Alone()
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    return TorchRanks(rank, size, dist.group.WORLD)
+
+
+def deal_out(places: Sequence[int], tokens_of: Callable[[int], Sequence[int]], size: int) -> list[list[int]]:
+    """Deal requests out so that all processes have about the same work and neighbours stay together.
+
+    Requests are laid in lexicographic order, where those with a common prefix are neighbours. The work of one is what
+    its left neighbour has not computed: its tokens after their common prefix.
+
+    Args:
+        places: the requests.
+        tokens_of: all token ids of the request at a place.
+        size: number of processes.
+
+    Returns:
+        For each process the places of its requests, rising.
+    """
+    if size == 1:
+        return [list(places)]
+    rows = {place: np.asarray(tokens_of(place), dtype=">u4") for place in places}  # big-endian bytes sort as numbers
+    order = sorted(places, key=lambda place: rows[place].tobytes())
+    work = np.empty(len(order))
+    previous = np.empty(0, dtype=">u4")
+    for number, place in enumerate(order):
+        row = rows[place]
+        length = min(len(row), len(previous))
+        differs = np.flatnonzero(row[:length] != previous[:length])
+        work[number] = len(row) - (differs[0] if len(differs) else length) + 1
+        previous = row
+    middle = np.cumsum(work) - work / 2
+    owner = np.minimum(size - 1, (middle * size / max(1.0, work.sum())).astype(int))
+    return [sorted(place for number, place in enumerate(order) if owner[number] == rank) for rank in range(size)]

@@ -1,0 +1,87 @@
+"""Which model families can keep their rows in slots, found by trying, and the way for those that cannot."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sengi.inference.slot_model import SlotModel, slot_mode
+
+
+class OneRow:
+    """One text at a time with the model's own cache: right for every family.
+
+    Args:
+        model: a causal language model in evaluation mode.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self._seen: list[int] = []
+        self._cache: Any = None
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Read the next tokens: the prompt first, then one by one.
+
+        Returns:
+            (1, vocabulary): logits of the token that follows.
+        """
+        call: Any = self._model
+        self._seen += tokens
+        device = self._model.device
+        # A family that gives no cache back reads the whole text again.
+        ids = self._seen if self._cache is None else tokens
+        output = call(
+            input_ids=torch.tensor([ids], device=device),
+            attention_mask=torch.ones(1, len(self._seen), dtype=torch.long, device=device),
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._options,
+        )
+        self._cache = getattr(output, "past_key_values", None)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+@torch.no_grad()
+def supports_slots(model: PreTrainedModel) -> bool:
+    """Whether rows in slots give what the model's own forward gives, tried on two rows of different lengths.
+
+    Both share a prefix, and the second step must see what the first one wrote.
+    """
+    ids = [(i * 7919 + 11) % max(2, min(model.config.get_text_config().vocab_size, 30_000)) for i in range(20)]
+    prefix, rows, steps = ids[:5], [ids[5:9], ids[9:16]], [ids[16:18], ids[18:20]]
+    exact = next(model.parameters()).dtype == torch.float32
+    tried: list[Tensor] = []
+    try:
+        with slot_mode(model):
+            slots = SlotModel(model, len(rows))
+            slots.share(prefix)
+            for row in rows:
+                slots.add(row)
+            tried = [slots.step(tokens) for tokens in steps]
+    except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError):
+        return False  # no attention function is taken, or keys cannot be told apart: one row at a time then
+    for number, row in enumerate(rows):
+        for last, logits in enumerate(tried, start=1):
+            text = [*prefix, *row, *(tokens[number] for tokens in steps[:last])]
+            expected = model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0, -1].float()
+            if (logits[number].float() - expected).abs().max() > (1e-3 if exact else 5e-2) * expected.abs().max():
+                return False
+    return True
+
+
+def rope_limit(model: PreTrainedModel) -> float:
+    """Texts of fewer tokens than this have positions that do not depend on their length, or on their neighbours'."""
+    config: Any = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    if not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
+        return float("inf")
+    known = [kind.get("original_max_position_embeddings") for kind in kinds]
+    return float(min([n for n in known if n] or [config.max_position_embeddings]))

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.model.tiny_folder import write_tiny_folder
+
+from sengi.errors import InputError
+from sengi.evaluate.suite import Suite, check, evaluate, fingerprint, task_words
+from sengi.evaluate.tasks import evaluate_questions
+
+MMLU = [
+    {"subject": "anatomy", "question": f"What is bone {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4}
+    for i in range(6)
+]
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]}
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("suite") / "tiny")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    lines(tmp_path / "root/mmlu/test.jsonl", MMLU)
+    lines(tmp_path / "root/mmlu/dev.jsonl", MMLU[:5])
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    rows = [{"question": "Q?", "choices": ["yes", "no"], "answer": 0}, {"question": "R?", "answer": "x"}]
+    return lines(tmp_path / "own.jsonl", rows)
+
+
+@pytest.fixture
+def heldout(tmp_path: Path) -> Path:
+    return lines(tmp_path / "kept.jsonl", [CHAT, CHAT, CHAT])
+
+
+def test_words_are_split_and_repetitions_dropped() -> None:
+    assert task_words(["mmlu, gsm8k", "mmlu", " "]) == ("mmlu", "gsm8k")
+
+
+# Everything that can be known before a model is loaded is said before one is loaded.
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        ((), "nothing to ask"),
+        (("question:x.jsonl",), "questions:FILE or heldout:FILE"),
+        (("questions",), "the file is missing; write questions:FILE"),
+        (("questions:no-such.jsonl",), "no-such.jsonl does not exist"),
+        (("heldout:",), "the file does not exist"),
+        (("mmlu_anatomi",), "mmlu_anatomy"),
+        (("mt_bench",), "--mt-bench DIR"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(tasks: tuple[str, ...], words: str, root: Path) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        check(Suite(tasks, data_root=root))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [({"limit": 0}, "--limit 0"), ({"batch_tokens": 0}, "--batch-tokens 0"), ({"num_fewshot": -1}, "--num-fewshot -1")],
+)
+def test_numbers_without_sense_are_refused(numbers: dict[str, int], words: str, questions: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        check(Suite((f"questions:{questions}",), **numbers))
+
+
+def test_a_missing_data_file_is_named_with_where_it_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"mmlu/test"):
+        check(Suite(("mmlu_anatomy",), data_root=tmp_path / "empty"))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path, questions: Path) -> None:
+    other = lines(tmp_path / "other/own.jsonl", [{"question": "Q?", "answer": "x"}])
+    with pytest.raises(InputError, match="the same task name 'own'"):
+        check(Suite((f"questions:{questions}", f"questions:{other}")))
+
+
+def test_all_kinds_in_one_evaluation(folder: Path, root: Path, questions: Path, heldout: Path, tmp_path: Path) -> None:
+    suite = Suite(("mmlu_anatomy", f"questions:{questions}", f"heldout:{heldout}"), num_fewshot=2, data_root=root)
+    check(suite)
+    seen: list[tuple[int, int, str]] = []
+    result = evaluate(folder, suite, cache=tmp_path / "cache", progress=lambda *now: seen.append(now))
+    assert {row["task"] for row in result.scores} == {"mmlu_anatomy", "own", "heldout_kept"}
+    assert all(row["n"] > 0 for row in result.scores)
+    assert {item["task"] for item in result.items} == {"mmlu_anatomy", "own", "heldout_kept"}
+    assert len(result.samples["mmlu_anatomy"]) == 6
+    assert result.results["results"]["mmlu_anatomy"]["acc,none"] >= 0
+    assert seen
+    # the same scores as each kind alone
+    own = evaluate_questions(folder, [questions])
+    assert [row for row in result.scores if row["task"] == "own"] == own.scores
+
+
+def test_the_fingerprint_follows_content_and_settings_not_places(root: Path, questions: Path, tmp_path: Path) -> None:
+    suite = Suite((f"questions:{questions}", "mmlu_anatomy"), data_root=root)
+    first = fingerprint(suite)
+    moved = lines(tmp_path / "moved/own.jsonl", [json.loads(line) for line in questions.read_text().splitlines()])
+    assert fingerprint(Suite((f"questions:{moved}", "mmlu_anatomy"), data_root=root, batch_tokens=64)) == first
+    assert fingerprint(Suite((f"questions:{moved}", "mmlu_anatomy"), data_root=root, limit=2)) != first
+    assert fingerprint(Suite((f"questions:{moved}",), data_root=root)) != first
+    lines(root / "mmlu/test.jsonl", MMLU[:3])
+    assert fingerprint(suite) != first

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.model.tiny_folder import write_tiny_folder
+
+from sengi.errors import InputError
+from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.vllm_engine import use_vllm
+from sengi.model.load import load_model, load_tokenizer
+
+CPU = torch.device("cpu")
+
+
+# vLLM loads a folder by itself: it never stands in where the folder is not known to hold this very model.
+def test_auto_stays_with_transformers(tmp_path: Path) -> None:
+    assert not use_vllm("auto", tmp_path, CPU)
+    assert not use_vllm("auto", None, torch.device("cuda"))
+    assert not use_vllm("transformers", tmp_path, torch.device("cuda"))
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the model is on cpu, vllm needs cuda; the folder .* is not given"):
+        use_vllm("vllm", None, CPU)
+    with pytest.raises(InputError, match="engine is 'vlm'; it is one of auto, transformers, vllm"):
+        use_vllm("vlm", tmp_path, CPU)
+    folder = write_tiny_folder(tmp_path / "tiny")
+    with pytest.raises(InputError, match="or take engine='transformers'"):
+        Generator(load_model(folder), load_tokenizer(folder), engine="vllm", folder=folder)
+
+
+@pytest.mark.cuda
+def test_vllm_writes_what_transformers_writes(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    folder = write_tiny_folder(tmp_path / "tiny")
+    model, tokenizer = load_model(folder).cuda(), load_tokenizer(folder)
+    requests = [GenerationRequest([5 + i] * 9, 8 + i, ("a",)) for i in range(4)]
+    texts = Generator(model, tokenizer, engine="vllm", folder=folder).generate(requests)
+    assert texts == Generator(model, tokenizer, engine="transformers").generate(requests)
