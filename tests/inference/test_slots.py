@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from sengi.inference import slots as slots_module
-from sengi.inference.slot_model import SlotModel, slot_attention, slot_mode
-from sengi.inference.slot_support import OneRow, rope_limit, supports_slots
+from sengi.inference.lent_model import lent, rope_limit
+from sengi.inference.slot_model import NAME, SlotModel, slot_attention
+from sengi.inference.slot_support import OneRow, supports_slots
 
 
 def ids(count: int, seed: int) -> list[int]:
@@ -31,7 +32,7 @@ def test_rows_equal_texts_run_alone(name: str, prefix: int) -> None:
     model = family(name)
     before = model.config._attn_implementation
     shared = ids(prefix, 1)
-    with slot_mode(model):
+    with lent(model, NAME):
         slots = SlotModel(model, 3)
         if prefix:
             slots.share(shared)
@@ -76,7 +77,7 @@ def test_long_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = copy.deepcopy(family(name))
     for prefix in (0, 20):
         text = ids(50 + prefix, 3)
-        with slot_mode(model):
+        with lent(model, NAME):
             slots = SlotModel(model, 1)
             if prefix:
                 slots.share(text[:prefix])
@@ -124,11 +125,11 @@ def test_ropes_that_change_with_length_have_a_limit() -> None:
 # A mask or a missing store would give wrong texts silently.
 def test_wrong_calls_are_refused() -> None:
     module, tensor = torch.nn.Linear(1, 1), torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="needs slots and no attention_mask"):
+    with pytest.raises(ValueError, match="needs slots"):
         slot_attention(module, tensor, tensor, tensor, None)
     model = family("llama")
     slots = SlotModel(model, 1)._slots
-    with pytest.raises(ValueError, match="no attention_mask"):
+    with pytest.raises(ValueError, match="got an attention_mask; it takes none"):
         slot_attention(module, tensor, tensor, tensor, torch.ones(1), slots=slots)
     with pytest.raises(ValueError, match=r"dropout 0\.1"):
         slot_attention(module, tensor, tensor, tensor, None, slots=slots, dropout=0.1)

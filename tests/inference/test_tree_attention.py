@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen
 
 from sengi.inference import tree_attention as ours
+from sengi.inference.lent_model import lent
 from sengi.inference.prefix_tree import PrefixTree
-from sengi.inference.tree_attention import TreeWalk, tree_attention, tree_mode
+from sengi.inference.tree_attention import NAME, TreeWalk, tree_attention
 
 SIZE = 8
 CPU = torch.device("cpu")
@@ -197,11 +198,11 @@ class Kind(Layer):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"attention_mask": torch.ones(1, 3)}, "got an attention_mask; pass tree_walk and no mask"),
+        ({"attention_mask": torch.ones(1, 3)}, "got an attention_mask; it takes none"),
         ({"tree_walk": None}, "needs tree_walk"),
         ({"query": torch.zeros(2, 4, 3, SIZE)}, "takes one row of nodes, got a batch of 2"),
-        ({"dropout": 0.1}, r"attention dropout 0\.1 makes scores random; put the model in evaluation mode"),
-        ({"s_aux": torch.zeros(4)}, r"attention sinks \(s_aux\) are not supported"),
+        ({"dropout": 0.1}, r"attention dropout 0\.1 makes results random; put the model in evaluation mode"),
+        ({"s_aux": torch.zeros(4)}, "s_aux is not supported"),
         ({"module": nn.Identity()}, "Identity has no layer_idx"),
         ({"module": Kind("chunked_attention")}, r"layer 0 \(chunked_attention\) does not tell"),
         ({"module": Kind("sliding_attention")}, r"layer 0 \(sliding_attention\) does not tell"),
@@ -221,9 +222,9 @@ def test_the_model_gets_its_attention_back() -> None:
         model = small_model(config, values)
         before = model.config._attn_implementation
         assert before != ours.NAME
-        with tree_mode(model):
+        with lent(model, NAME):
             assert model.config._attn_implementation == ours.NAME
         assert model.config._attn_implementation == before
-        with pytest.raises(KeyError), tree_mode(model):
+        with pytest.raises(KeyError), lent(model, NAME):
             raise KeyError
         assert model.config._attn_implementation == before

@@ -21,11 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.errors import InputError
+from sengi.inference.lent_model import lent, rope_limit
 from sengi.inference.prompts import stop_ids
 from sengi.inference.sampling import Sampler, next_tokens
 from sengi.inference.shared_prefix import PrefixGroup, prefix_groups
-from sengi.inference.slot_model import SlotModel, slot_mode
-from sengi.inference.slot_support import OneRow, rope_limit, supports_slots
+from sengi.inference.slot_model import NAME, SlotModel
+from sengi.inference.slot_support import OneRow, supports_slots
 from sengi.inference.vllm_engine import VllmEngine, use_vllm
 
 OnGenerated = Callable[[list[int], list[str]], None]
@@ -136,7 +137,7 @@ class Generator:
             return texts
         together = [row for row in rows if self.shares_steps and len(row.request.prompt) + row.limit < self._rope_limit]
         if together:
-            with slot_mode(self._model):
+            with lent(self._model, NAME):
                 for group in prefix_groups([row.request.prompt for row in together]):
                     self._write_group(group, [together[i] for i in group.indices], batch_tokens, finish)
         alone = set(range(len(rows))) - {row.index for row in together}

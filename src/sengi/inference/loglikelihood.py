@@ -16,9 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sengi.errors import InputError
+from sengi.inference.lent_model import lent, rope_limit
 from sengi.inference.prefix_tree import PrefixTree
 from sengi.inference.token_logits import Chunks, PlainLogits, TreeLogits, shares_prefixes
-from sengi.inference.tree_attention import tree_mode
+from sengi.inference.tree_attention import NAME
 
 CPU_TOKENS = 1024  # in a forward call on the CPU: more only takes memory (same tokens a second from 256 on, measured)
 KEYS_PER_TOKEN = 16  # keys that the nodes of a pack see, over the token budget: CUDA's kernel has to gather them
@@ -61,7 +62,7 @@ class Scorer:
             raise ValueError("Scorer got a model in training mode, where dropout makes scores random; call eval()")
         self._model = model
         self._limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._rope_limit = _rope_limit(model.config.get_text_config())
+        self._rope_limit = rope_limit(model)
         self.shares_prefixes = shares_prefixes(model)
         self.tokens_computed = 0
 
@@ -100,7 +101,7 @@ class Scorer:
         logits = PlainLogits(self._model, tree) if plain else TreeLogits(self._model, tree)
         targets = _Targets(tree, run.requests, chosen)
         size = min(batch_tokens, CPU_TOKENS) if self._model.device.type == "cpu" else batch_tokens
-        with nullcontext() if plain else tree_mode(self._model):
+        with nullcontext() if plain else lent(self._model, NAME):
             for pack in tree.nodes() if plain else tree.packs(size, KEYS_PER_TOKEN * batch_tokens):
                 self.tokens_computed += pack.end - pack.begin
                 low, high = np.searchsorted(targets.rows, (pack.begin, pack.end))
@@ -191,11 +192,3 @@ class _Run:
 
     def _result(self, index: int) -> LogLikelihood:
         return LogLikelihood(float(self._sums[index]), bool(self._greedy[index]))
-
-
-def _rope_limit(config: Any) -> float:
-    """Texts of fewer tokens than this have positions that do not depend on their length (Phi-3's longrope)."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
-    return float(min(limits, default=float("inf")))

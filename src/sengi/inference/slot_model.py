@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from sengi.inference.lent_model import layer_index
 from sengi.inference.slots import Slots
-from sengi.model.load import quiet_transformers
 
 NAME = "sengi_slots"
 
 
 class SlotModel:
-    """A model whose rows lie in slots; to be used inside :func:`slot_mode`.
+    """A model whose rows lie in slots; to be used inside ``lent(model, NAME)``.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -109,34 +107,11 @@ def slot_attention(
         ValueError: a mask, no slots, dropout, a bias or attention sinks, or a layer that does not say which layer it
             is or how far it sees.
     """
-    if attention_mask is not None or slots is None:
-        raise ValueError("attention over slots needs slots and no attention_mask")
-    if dropout:
-        raise ValueError(f"attention dropout {dropout} makes texts random; put the model in evaluation mode")
-    for name in ("s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name} is not supported in attention over slots")
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
-        raise ValueError(f"{type(module).__name__} has no layer_idx; its keys cannot be kept")
-    kinds = getattr(getattr(module, "config", None), "layer_types", None)
-    kind = kinds[layer] if kinds else "full_attention"
-    if kind not in ("full_attention", "sliding_attention") or (kind == "sliding_attention" and not sliding_window):
-        raise ValueError(f"layer {layer} ({kind}) does not tell its attention function how far a token sees")
+    if slots is None:
+        raise ValueError("attention over slots needs slots")
+    layer = layer_index(module, attention_mask, dropout, sliding_window, kwargs)
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
     return slots.attend(layer, query, key, value, scale, sliding_window, softcap), None
 
 
 AttentionInterface.register(NAME, slot_attention)
-
-
-@contextmanager
-def slot_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Lend ``model`` to :func:`slot_attention`; its own attention is back on exit, whatever happens inside."""
-    before = model.config._attn_implementation
-    with quiet_transformers():  # a family that cannot switch says so in a warning; supports_slots finds it out
-        model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sengi.inference.slot_model import SlotModel, slot_mode
+from sengi.inference.lent_model import lent
+from sengi.inference.slot_model import NAME, SlotModel
 
 
 class OneRow:
@@ -59,7 +60,7 @@ def supports_slots(model: PreTrainedModel) -> bool:
     exact = next(model.parameters()).dtype == torch.float32
     tried: list[Tensor] = []
     try:
-        with slot_mode(model):
+        with lent(model, NAME):
             slots = SlotModel(model, len(rows))
             slots.share(prefix)
             for row in rows:
@@ -74,14 +75,3 @@ def supports_slots(model: PreTrainedModel) -> bool:
             if (logits[number].float() - expected).abs().max() > (1e-3 if exact else 5e-2) * expected.abs().max():
                 return False
     return True
-
-
-def rope_limit(model: PreTrainedModel) -> float:
-    """Texts of fewer tokens than this have positions that do not depend on their length, or on their neighbours'."""
-    config: Any = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    if not any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds):
-        return float("inf")
-    known = [kind.get("original_max_position_embeddings") for kind in kinds]
-    return float(min([n for n in known if n] or [config.max_position_embeddings]))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sengi.inference.lent_model import lent
 from sengi.inference.prefix_tree import Pack, PrefixTree
-from sengi.inference.tree_attention import TreeWalk, tree_mode
+from sengi.inference.tree_attention import NAME, TreeWalk
 from sengi.model.head import LogitRule
 
 LOGITS = 2**23  # logits at a time: 32 MiB in float32
@@ -25,7 +26,7 @@ Chunks = Iterator[tuple[slice, Tensor]]
 
 
 class TreeLogits:
-    """Packs of a tree, every shared beginning computed once; use inside ``tree_mode(model)``.
+    """Packs of a tree, every shared beginning computed once; use inside ``lent(model, NAME)``.
 
     Args:
         model: passes :func:`shares_prefixes`.
@@ -114,7 +115,7 @@ def shares_prefixes(model: PreTrainedModel) -> bool:
     exact = next(model.parameters()).dtype == torch.float32
     expected = [model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts]
     try:
-        with tree_mode(model):
+        with lent(model, NAME):
             ours = _tree_logits(model, texts)
             moved = _tree_logits(model, [trunk + one[::-1], trunk + two])
     except (ValueError, TypeError, NotImplementedError, AttributeError):

@@ -10,8 +10,6 @@ path, and each node writes over what its elder sibling left.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -19,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
+from sengi.inference.lent_model import layer_index
 from sengi.inference.prefix_tree import Pack
-from sengi.model.load import quiet_transformers
 
 NAME = "sengi_tree"
 QUERY_BLOCK = 128  # queries at a time: bounds the mask, and the logits where a soft cap needs them
@@ -213,36 +211,12 @@ def tree_attention(
         ValueError: a mask, no walk, a batch of rows, dropout, attention sinks, or a layer that does not say which
             layer it is or how far it sees.
     """
-    if attention_mask is not None:
-        raise ValueError("attention along a prefix tree got an attention_mask; pass tree_walk and no mask")
     if tree_walk is None:
         raise ValueError("attention along a prefix tree needs tree_walk")
     if query.shape[0] != 1:
         raise ValueError(f"attention along a prefix tree takes one row of nodes, got a batch of {query.shape[0]}")
-    if dropout:
-        raise ValueError(f"attention dropout {dropout} makes scores random; put the model in evaluation mode")
-    if kwargs.get("s_aux") is not None:
-        raise ValueError("attention sinks (s_aux) are not supported along a prefix tree")
-    layer = getattr(module, "layer_idx", None)
-    if layer is None:
-        raise ValueError(f"{type(module).__name__} has no layer_idx; its keys cannot be kept")
-    kinds = getattr(getattr(module, "config", None), "layer_types", None)
-    kind = kinds[layer] if kinds else "full_attention"
-    if kind not in ("full_attention", "sliding_attention") or (kind == "sliding_attention" and not sliding_window):
-        raise ValueError(f"layer {layer} ({kind}) does not tell its attention function how far a token sees")
+    layer = layer_index(module, attention_mask, dropout, sliding_window, kwargs)
     return tree_walk.attend(layer, query, key, value, scaling, sliding_window, softcap), None
 
 
 AttentionInterface.register(NAME, tree_attention)
-
-
-@contextmanager
-def tree_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Lend ``model`` to :func:`tree_attention`; its own attention is back on exit, whatever happens inside."""
-    before = model.config._attn_implementation
-    with quiet_transformers():  # a family that cannot switch says so in a warning; Scorer finds it out by trying
-        model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
