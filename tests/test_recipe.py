@@ -10,7 +10,7 @@ from sengi.recipe import DataEntry, Recipe, default_reason, description, field_n
 from tests.train.memory_run import small_recipe
 
 # Keys whose default is "nothing asked for": there is nothing to justify
-NO_CHOICE = {"model_name_or_path", "data", "output_dir", "eval_data", "eval_questions", "report_to"}
+NO_CHOICE = {"model_name_or_path", "data", "output_dir", "eval_data", "eval_questions", "eval_tasks", "report_to"}
 
 
 @pytest.mark.parametrize("key", field_names())

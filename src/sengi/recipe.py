@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 PAPER = "arXiv 2412.13337"
 
@@ -26,9 +26,10 @@ class _Strict(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # pydantic would read true as the number 1
-            raise ValueError("no key takes true or false")
+    def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        asked = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and asked is not bool:  # pydantic would read true as the number 1
+            raise ValueError("this key takes no true or false")
         return value
 
 
@@ -113,8 +114,26 @@ class Recipe(_Strict):
     """Held-out conversations: their loss is reported by source and phase."""
     eval_questions: list[str] = Field(default_factory=list)
     """Question files (``question, choices, answer`` or ``question, answer``) scored before and after."""
-    eval_steps: int | None = _field(None, "before and after only", ge=1)
-    """Optimizer steps between held-out losses during training."""
+    eval_tasks: list[str] = Field(default_factory=list)
+    """Benchmarks scored before, during and after training, as ``sengi eval --tasks`` names them: lm-eval's tasks and
+    groups, ``questions:FILE``, ``heldout:FILE``. What is scored is a checkpoint on disk, loaded as users load it: at
+    each evaluation point one is saved, and it counts in save_total_limit."""
+    eval_steps: int | None = _field(None, "eval_samples decides", ge=1)
+    """Optimizer steps between evaluation points, at which held-out loss (eval_data) and eval_tasks are scored."""
+    eval_samples: int | None = _field(250_000, f"{PAPER}: scores about every 250,000 samples", ge=1)
+    """Samples between evaluation points; ignored where eval_steps is given. Before the first step and after the last
+    there is always one; with both keys null those two are the only ones."""
+    eval_limit: int | None = _field(None, "a part of a benchmark is another benchmark", ge=1)
+    """Questions asked of each of eval_tasks, the first ones."""
+    eval_num_fewshot: int | None = _field(None, "each task's own number", ge=0)
+    """Examples before each question of a benchmark in eval_tasks."""
+    eval_data_root: str | None = _field(None, "lm-eval asks the hub")
+    """Folder of local benchmark files for eval_tasks (docs/benchmarks.md)."""
+    eval_apply_chat_template: bool = _field(False, "as the published scores were made")
+    """Whether benchmarks in eval_tasks are asked through the model's chat template."""
+    eval_process: Literal["same", "second"] = _field("same", "scores and training share no memory and no cores")
+    """``same``: training waits while eval_tasks are scored; ``second``: a second process with fewer threads scores
+    them while training goes on, with a copy of the model in memory beside it. Neither changes the training."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Trackers that follow dynamics.jsonl; a failing tracker never stops a run."""
 

@@ -225,6 +225,8 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Recipe:
     for key in ("eval_questions", "report_to"):
         if isinstance(values.get(key), str):
             values[key] = [] if values[key] == "none" else [values[key]]
+    if isinstance(values.get("eval_tasks"), str):  # as on the command line of sengi eval
+        values["eval_tasks"] = [word.strip() for word in values["eval_tasks"].split(",") if word.strip()]
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -173,6 +173,24 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path, suite: Suite) -> N
         evaluate_run(run, suite)
 
 
+# A note that holds for every checkpoint is printed once.
+def test_notes_and_exclusions_are_kept_with_their_steps(
+    run: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = checkpoints.evaluate
+
+    def noted(model: Path, *arguments: Any, **options: Any) -> Evaluation:
+        found = evaluate(model, *arguments, **options)
+        found.notes = ["3 prompts were cut", *(["slow"] if model.name == "checkpoint-20" else [])]
+        found.excluded = [{"task": "own", "id": "q99", "reason": "too long"}] if model.name == "checkpoint-10" else []
+        return found
+
+    monkeypatch.setattr(checkpoints, "evaluate", noted)
+    result = evaluate_run(run, suite)
+    assert result.notes == ["3 prompts were cut", "step 20: slow"]
+    assert result.excluded == [{"step": 10, "task": "own", "id": "q99", "reason": "too long"}]
+
+
 def test_an_unknown_score_names_the_nearest(run: Path, suite: Suite) -> None:
     with pytest.raises(InputError, match="--select own/acuracy: no such score; there is own/accuracy"):
         evaluate_run(run, suite, select="own/acuracy")

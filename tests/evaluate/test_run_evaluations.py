@@ -37,7 +37,9 @@ def test_what_is_written_is_read_back_with_its_place_on_both_axes(tmp_path: Path
     assert found[20]["notes"] == ["cut 1 prompt"]
     # JSON knows neither NaN nor infinity
     assert found[20]["scores"][0]["high"] is None
-    assert run_evaluations.read_results(found[20]) == [{"task": "own", "id": "1", "metric": "accuracy", "correct": None}]
+    assert run_evaluations.read_results(found[20]) == [
+        {"task": "own", "id": "1", "metric": "accuracy", "correct": None}
+    ]
     (key, points), *rest = run_evaluations.timelines(found).items()
     assert (key, rest) == (("own", "accuracy", "all"), [])
     assert [(point.step, point.samples_seen, point.value, point.n) for point in points] == [

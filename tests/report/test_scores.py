@@ -31,6 +31,40 @@ def test_controls_are_marked_and_unchanged(run_folder):
     assert control.change == "no clear change"
 
 
+def losses(change: float) -> list[dict]:
+    """Held-out losses of 20 samples as a run keeps them; longer samples lose more."""
+    return [
+        {
+            "task": "heldout",
+            "id": str(k),
+            "metric": "loss",
+            "correct": 3 - k / 20 + change * (1 + k / 20),
+            "weight": 10 + k,
+        }
+        | {"source": "facts" if k < 12 else "skills", "question": f"held.jsonl:{k + 1}"}
+        for k in range(20)
+    ]
+
+
+def test_held_out_losses_are_paired_by_sample_and_weigh_their_tokens(run_folder):
+    for step, change in ((0, 0.0), (120, -0.01)):
+        write_lines(run_folder / f"evaluations/step-{step:08d}-heldout.items.jsonl", losses(change))
+    found = by_name(read_run(run_folder))
+    whole, facts = found["heldout", "all"], found["heldout", "source=facts"]
+    weights = [10 + k for k in range(20)]
+    expected = sum(w * -0.01 * (1 + k / 20) for k, w in enumerate(weights)) / sum(weights)
+    assert whole.paired.difference.value == pytest.approx(expected)
+    assert (whole.paired.difference.n, facts.paired.difference.n) == (20, 12)
+    # Far less than the losses differ among themselves, and yet clear: every sample fell.
+    assert (whole.change, facts.change) == ("better", "better")
+
+
+def test_held_out_samples_are_no_examples_of_answers(run_folder):
+    for step in (0, 120):
+        write_lines(run_folder / f"evaluations/step-{step:08d}-heldout.items.jsonl", losses(0.0))
+    assert {example.task for example in pick_examples(read_run(run_folder))} == {"answer"}
+
+
 def test_topics_pair_their_own_questions(run_folder):
     for step, share in ((0, 0.05), (120, 0.7)):
         file = run_folder / f"evaluations/step-{step:08d}-topics.json"

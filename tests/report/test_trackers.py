@@ -19,7 +19,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A module of wandb's shape that notes its calls; the fourth log fails."""
     calls: list[tuple[Any, ...]] = []
 
-    def log(numbers: dict[str, Any], step: int) -> None:
+    def log(numbers: dict[str, Any], step: int | None = None) -> None:
         if step == 4:
             raise ConnectionError("no network")
         calls.append(("log", numbers, step))
@@ -27,6 +27,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     module = types.ModuleType("wandb")
     module.init = lambda **options: calls.append(("init", options))  # type: ignore[attr-defined]
     module.log = log  # type: ignore[attr-defined]
+    module.define_metric = lambda key, step_metric: calls.append(("axis", key, step_metric))  # type: ignore[attr-defined]
     module.finish = lambda: calls.append(("finish",))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return calls
@@ -42,6 +43,33 @@ def test_numbers_are_passed_on_with_their_step(wandb: list[tuple[Any, ...]]) -> 
     assert init[1]["config"]["effective_batch_size"] == 3840
     assert log == ("log", {"loss": 2.5}, 1)
     assert finish == ("finish",)
+
+
+# A second process scores step 2 while training is at step 5; wandb would drop what is logged for an earlier step.
+def test_scores_of_an_earlier_step_have_an_axis_of_their_own(wandb: list[tuple[Any, ...]]) -> None:
+    tracker = Tracker("wandb", RECIPE)
+    assert tracker.log({"step": 5, "loss": 2.5}) is None
+    assert tracker.evaluated(2, 128, {"mmlu/acc/all": 0.25}) is None
+    assert tracker.evaluated(4, 256, {"mmlu/acc/all": 0.5}) is None
+    calls = wandb[2:]
+    assert sorted(call for call in calls if call[0] == "axis") == [
+        ("axis", "evaluated/samples_seen", "evaluated/step"),
+        ("axis", "mmlu/acc/all", "evaluated/step"),
+    ]
+    assert [call for call in calls if call[0] == "log"] == [
+        ("log", {"mmlu/acc/all": value, "evaluated/samples_seen": seen, "evaluated/step": step}, None)
+        for step, seen, value in ((2, 128, 0.25), (4, 256, 0.5))
+    ]
+
+
+def test_other_trackers_take_scores_at_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    module = types.ModuleType("trackio")
+    module.init = lambda **options: None  # type: ignore[attr-defined]
+    module.log = lambda numbers, step: calls.append((numbers, step))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    assert Tracker("trackio", RECIPE).evaluated(2, 128, {"mmlu/acc/all": 0.25}) is None
+    assert calls == [({"mmlu/acc/all": 0.25, "evaluated/samples_seen": 128}, 2)]
 
 
 def test_a_failure_is_told_once_and_ends_the_tracker_only(wandb: list[tuple[Any, ...]]) -> None:

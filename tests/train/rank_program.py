@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ import torch
 
 from sengi.errors import DataError, MaskError, SengiError
 from sengi.recipe_sources import resolve_recipe
+from sengi.train import patience
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.run import train
+from sengi.train.run_folder import RunFolder
+from sengi.train.stopping import StopRequest
 
 
 def outcome(work: Callable[[], Any]) -> dict[str, Any]:
@@ -33,7 +37,18 @@ def outcome(work: Callable[[], Any]) -> dict[str, Any]:
         return {"error": type(error).__name__, "text": str(error), "elsewhere": getattr(error, "elsewhere", None)}
 
 
-def talk(world: World) -> dict[str, Any]:
+def long_work(world: World, out: Path, work: Callable[[], Any]) -> Any:
+    """Work of rank 0 that lasts for many signs of life, while the others wait."""
+
+    def slowly() -> Any:
+        time.sleep(0.5)
+        return work()
+
+    patience.HEARTBEAT = 0.02
+    return patience.on_first_patiently(world, RunFolder(out), StopRequest(), slowly)
+
+
+def talk(world: World, out: Path) -> dict[str, Any]:
     """Every verb of World, as this rank saw it."""
     last = world.size - 1
 
@@ -57,6 +72,8 @@ def talk(world: World) -> dict[str, Any]:
         "any error": outcome(lambda: world.together(fail_on((last,), lambda: ZeroDivisionError("by zero")))),
         "two errors": outcome(lambda: world.together(fail_on((0, last), lambda: SengiError(f"of {world.rank}")))),
         "first fails": outcome(lambda: world.on_first(fail_on((0,), lambda: OSError(28, "No space left")))),
+        "patiently": outcome(lambda: long_work(world, out, lambda: {"by": world.rank})),
+        "patiently fails": outcome(lambda: long_work(world, out, lambda: 1 / 0)),
         "after": world.gather(world.rank),  # nobody is left waiting: the next word works
     }
 
@@ -72,7 +89,7 @@ def main() -> None:
     """Talk, then train."""
     out, *runs = sys.argv[1:]
     world = start_world()
-    report = talk(world)
+    report = talk(world, Path(out))
     ports = world.on_first(lambda: free_ports(len(runs)))
     end_world()
     Path(out, f"rank-{world.rank}.json").write_text(json.dumps(report))

@@ -45,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_recipe(folder: Path, world: int, budget: int, reduction: str) -> Path:
-    name = f"w{world}-b{budget}-{reduction}"
+def write_recipe(folder: Path, world: int, budget: int, reduction: str, **more: Any) -> Path:
+    name = "-".join([f"w{world}-b{budget}-{reduction}", *more])
     recipe: dict[str, Any] = {
         "model_name_or_path": str(folder / "model"),
         "data": [{"path": str(folder / "train.jsonl")}],
@@ -62,7 +62,7 @@ def write_recipe(folder: Path, world: int, budget: int, reduction: str) -> Path:
         "dtype": "float32",
     }
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(recipe))  # JSON is YAML
+    path.write_text(json.dumps(recipe | more))  # JSON is YAML
     return path
 
 
@@ -99,6 +99,11 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
                 train(resolve_recipe(path))
         launched += [f"{world}:{path}" for path in everything if world > 1]
         found[world] = {r: [folder / "runs" / path.stem for path in paths] for r, paths in recipes.items()}
+    question = {"question": "What is the capital of France?", "choices": ["Paris", "Rome"], "answer": 0}
+    (folder / "own.jsonl").write_text(json.dumps(question) + "\n")
+    scored = write_recipe(folder, 2, longest, "token", eval_tasks=[f"questions:{folder / 'own.jsonl'}"])
+    found[2]["scored"] = [folder / "runs" / scored.stem]
+    launched.append(f"2:{scored}")
     launch(folder, max(BUDGETS), launched)
     return found
 
@@ -150,6 +155,20 @@ def test_heldout_loss_is_the_same_on_any_number_of_processes(
                     )
 
 
+# Rank 0 scores, the other waits; neither the log nor a byte of weights and moments shows that it happened.
+def test_tasks_scored_on_the_way_change_nothing_on_two_processes(runs: dict[int, dict[str, list[Path]]]) -> None:
+    scored = runs[2]["scored"][0]
+    without = next(run for run in runs[2]["token"] if scored.name.startswith(f"{run.name}-"))
+    found = sorted(int(path.name.split("-")[1]) for path in (scored / "evaluations").glob("*-tasks.json"))
+    assert found == [0, 2, 4, 6, 8, 9]
+    kept = [{key: line[key] for key in ("step", "loss", "grad_norm", "samples_sha256")} for line in dynamics(scored)]
+    assert kept == [{key: line[key] for key in kept[0]} for line in dynamics(without)]
+    names = sorted(path.name for path in (scored / "checkpoint-9" / "training_state").iterdir())
+    assert len(names) == 3  # two ranks and the layout
+    for name in ("model.safetensors", *(f"training_state/{name}" for name in names)):
+        assert (scored / "checkpoint-9" / name).read_bytes() == (without / "checkpoint-9" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_exported_weights_are_those_of_one_process(runs: dict[int, dict[str, list[Path]]], world: int) -> None:
     from safetensors.torch import load_file
@@ -168,6 +187,8 @@ def test_the_exported_weights_are_those_of_one_process(runs: dict[int, dict[str,
 
 def test_what_one_rank_does_all_learn(runs: object, folder: Path) -> None:
     world = max(BUDGETS)
+    # work of hours shows that it lives
+    assert json.loads((folder / "talk" / "status.json").read_text())["heartbeat"] > 0
     reports = [json.loads((folder / "talk" / f"rank-{rank}.json").read_text()) for rank in range(world)]
     last = world - 1
     for rank, said in enumerate(reports):
@@ -178,6 +199,8 @@ def test_what_one_rank_does_all_learn(runs: object, folder: Path) -> None:
         assert said["any"] == [False, True, True]
         assert said["together"]["value"] == [f"done by {r}" for r in range(world)]
         assert said["on_first"]["value"] == {"by": 0}
+        assert said["patiently"]["value"] == {"by": 0}
+        assert said["patiently fails"]["error"] == ("ZeroDivisionError" if rank == 0 else "RankError")
         assert said["after"] == list(range(world))
         # a user error keeps its class and words everywhere; only the rank it happened on prints it
         error = said["input error"]

@@ -121,6 +121,20 @@ def test_a_sample_longer_than_the_budget_is_named(store: TokenStore, tmp_path: P
         ({"save_steps": 10, "save_total_limit": None}, 6),
         ({"save_steps": None, "save_samples": 100, "save_total_limit": None}, 5),
         ({"save_steps": None, "save_samples": None, "save_total_limit": 3}, 2),
+        # an evaluation point of tasks has a checkpoint; a second process lets up to two more wait
+        ({"save_steps": 10, "save_total_limit": None, "eval_steps": 25, "eval_tasks": ["mmlu"]}, 8),
+        ({"save_steps": 10, "save_total_limit": 2, "eval_steps": 25, "eval_tasks": ["mmlu"]}, 3),
+        (
+            {
+                "save_steps": 10,
+                "save_total_limit": 2,
+                "eval_steps": 25,
+                "eval_tasks": ["mmlu"],
+                "eval_process": "second",
+            },
+            5,
+        ),
+        ({"save_steps": 10, "save_total_limit": None, "eval_steps": 25}, 6),
     ],
 )
 def test_disk_is_what_all_kept_checkpoints_need(

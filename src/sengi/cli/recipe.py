@@ -21,6 +21,7 @@ learning_rate: 2e-5
 num_train_epochs: 3
 # eval_data: heldout.jsonl         # held-out conversations: loss before and after
 # eval_questions: questions.jsonl  # question, choices, answer: scored before and after
+# eval_tasks: [arc_easy, mmlu]     # benchmarks: scored before, at every eval_samples, and after
 """
 
 

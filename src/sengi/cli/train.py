@@ -59,7 +59,7 @@ def _print_end(folder: Path, checkpoint: Path) -> None:
     from sengi.report.run_folder import read_run
     from sengi.report.scores import compare_scores
 
-    if comparisons := [c for c in compare_scores(read_run(folder)) if _worth_a_line(c.before.group)]:
+    if comparisons := [c for c in compare_scores(read_run(folder)) if _worth_a_line(c.before.group) and not c.part_of]:
         _print_scores(comparisons)
     out.print(f"model   {checkpoint}", soft_wrap=True, markup=False)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sengi import storage
 from sengi.errors import CheckpointError, InputError, SengiError
@@ -91,7 +92,7 @@ def evaluate_run(
     result.selected = _selected(result.lines, select)
     for step, evaluation in sorted(evaluations.items()):
         result.excluded += [{"step": step, **row} for row in evaluation.get("excluded", [])]
-        result.notes += [f"step {step}: {note}" for note in evaluation.get("notes", [])]
+    result.notes += _notes(evaluations)
     return result
 
 
@@ -135,6 +136,17 @@ def _models(run: Path, notes: list[str], scored: set[int]) -> list[tuple[int, Pa
         except InputError as error:
             notes.append(f"the base model is left out: {error}")
     return models
+
+
+def _notes(evaluations: dict[int, dict[str, Any]]) -> list[str]:
+    """What the evaluations note, each sentence once, with the steps where it is not of all."""
+    steps: dict[str, list[int]] = {}
+    for step, evaluation in sorted(evaluations.items()):
+        for note in evaluation.get("notes", []):
+            steps.setdefault(str(note), []).append(step)
+    return [
+        note if len(of) == len(evaluations) else f"step {', '.join(map(str, of))}: {note}" for note, of in steps.items()
+    ]
 
 
 def _selected(lines: list[ScoreLine], select: str | None) -> ScoreLine:

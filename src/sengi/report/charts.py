@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from sengi.errors import InputError
+from sengi.report import formats
 from sengi.report.curves import Curve, HeldOut, clip_norm, curves_of, held_out_of
 from sengi.report.run_folder import RunFolder
+from sengi.report.timeline import ScoreCurve, score_curves
 
 COLOURS = {"loss": "#3b82c4", "grad_norm": "#d9822b", "learning_rate": "#2f9e74", "held_out": "#c2417c"}
+SCORE_COLOURS = ("#3b82c4", "#d9822b", "#2f9e74", "#c2417c", "#7c5cc4", "#8a6d3b", "#3aa6b9", "#6b7280", "#b5a100")
 MUTED = "#7d8590"
 HEIGHT = {"loss": 320, "grad_norm": 250, "learning_rate": 190}
 
@@ -54,6 +57,8 @@ def chart_json(run: RunFolder) -> str | None:
     _add_held_out(figures[0], held_out_of(run))
     _add_clip_line(figures[1], clip_norm(run))
     _start_at_zero(figures[2], curves[2])
+    if scores := drawn_scores(run):
+        figures.insert(1, _score_figure(scores, x_range))
     figures[-1].xaxis.axis_label = "step"
     layout = column(figures, sizing_mode="stretch_width", spacing=6)
     return json.dumps(json_item(layout), allow_nan=False, separators=(",", ":"))
@@ -138,8 +143,50 @@ def _add_held_out(plot: Any, held_out: HeldOut) -> None:
     )
     tips = [("held-out loss", "@y{0.0000}"), ("of", "@name"), ("step", "@step{0,0}")]
     plot.add_tools(HoverTool(renderers=[dots], tooltips=tips))
+    plot.legend[0].location = "top_right"
+    _calm_legend(plot)
+
+
+def drawn_scores(run: RunFolder) -> list[ScoreCurve]:
+    """The score curves that share an axis from 0 to 100%, as many as can be told apart."""
+    return [curve for curve in score_curves(run) if formats.is_share(curve.metric)][: len(SCORE_COLOURS)]
+
+
+def _score_figure(scores: list[ScoreCurve], x_range: Any) -> Any:
+    """One line a task, in percent, each point with its interval."""
+    from bokeh.models import ColumnDataSource, HoverTool
+    from bokeh.plotting import figure
+
+    plot = figure(
+        name="figure-scores",
+        height=HEIGHT["loss"],
+        sizing_mode="stretch_width",
+        x_range=x_range,
+        tools="xbox_zoom,xpan,reset,save",
+        active_drag="xbox_zoom",
+        toolbar_location="above",
+        title="scores, %, with 95% intervals",
+    )
+    for number, (curve, colour) in enumerate(zip(scores, SCORE_COLOURS, strict=False)):
+        columns: dict[str, Any] = {"x": curve.axes["step"], "y": 100 * curve.values, **curve.axes}
+        columns |= {"low": 100 * curve.low, "high": 100 * curve.high, "name": [curve.name] * curve.values.size}
+        source = ColumnDataSource(columns)
+        source.name = f"source-scores-{number}"
+        plot.line("x", "y", source=source, color=colour, line_width=1.6, legend_label=curve.name)
+        plot.segment("x", "low", "x", "high", source=source, color=colour, line_alpha=0.5, line_width=1.4)
+        dots = plot.scatter("x", "y", source=source, color=colour, size=7)
+        tips = [("score", "@y{0.0}% (@low{0.0} to @high{0.0})"), ("of", "@name"), ("step", "@step{0,0}")]
+        plot.add_tools(HoverTool(renderers=[dots], tooltips=[*tips, ("samples", "@samples{0,0}")]))
+    _calm(plot)
+    _calm_legend(plot)
+    plot.add_layout(plot.legend[0], "below")
+    plot.legend[0].orientation = "horizontal"
+    plot.legend[0].ncols = 3
+    return plot
+
+
+def _calm_legend(plot: Any) -> None:
     legend = plot.legend[0]
-    legend.location = "top_right"
     legend.background_fill_color = legend.border_line_color = None
     legend.label_text_color = MUTED
     legend.label_text_font_size = "12px"

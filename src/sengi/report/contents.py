@@ -14,6 +14,7 @@ from sengi.report.reference import reference_tables
 from sengi.report.run_folder import RunFolder, as_mapping, as_number, read_run
 from sengi.report.scores import Comparison, Example, compare_scores, pick_examples
 from sengi.report.tables import Table, data_tables, environment_table, milestone_table, score_tables
+from sengi.report.timeline import timeline_table
 from sengi.report.verdict import Verdict, judge_run, steps_planned, steps_taken
 
 
@@ -32,6 +33,7 @@ class Report:
         reference: the paper's scores, where they were asked for.
         examples: answers before and after.
         milestones: the curves in numbers.
+        timeline: scores over the training; no rows where they were taken before and after only.
         data, paper, recipe, throughput, environment: tables.
         lengths: edges and counts of the length histogram; both empty without a plan.
         curve_notes: what was thinned, smoothed and clipped.
@@ -48,6 +50,7 @@ class Report:
     reference: list[Table]
     examples: list[Example]
     milestones: Table
+    timeline: Table
     data: list[Table]
     lengths: tuple[list[float], list[float]]
     paper: Table
@@ -83,6 +86,7 @@ def build_report(path: Path, now: float, reference: bool = False) -> Report:
         reference=reference_tables(run, comparisons) if reference else [],
         examples=pick_examples(run),
         milestones=milestone_table(run),
+        timeline=timeline_table(run),
         data=data_tables(run),
         lengths=_lengths(run),
         paper=paper_table(run),

@@ -10,10 +10,11 @@ import numpy as np
 
 from sengi.errors import InputError
 from sengi.report import formats
-from sengi.report.charts import COLOURS, MUTED
+from sengi.report.charts import COLOURS, MUTED, SCORE_COLOURS, drawn_scores
 from sengi.report.contents import Report
 from sengi.report.curves import Curve, HeldOut, clip_norm, curves_of, held_out_of
 from sengi.report.scores import Comparison
+from sengi.report.timeline import ScoreCurve
 
 DPI = 150
 SCORE_ROWS = 40
@@ -26,8 +27,8 @@ def draw_figures(report: Report) -> dict[str, bytes]:
         report: what to draw.
 
     Returns:
-        PNG bytes by file name (``loss.png``, ``grad_norm.png``, ``learning_rate.png``, ``scores.png``,
-        ``lengths.png``).
+        PNG bytes by file name (``loss.png``, ``grad_norm.png``, ``learning_rate.png``, ``score_curves.png``,
+        ``scores.png``, ``lengths.png``).
 
     Raises:
         InputError: matplotlib is not installed.
@@ -37,7 +38,9 @@ def draw_figures(report: Report) -> dict[str, bytes]:
         held_out = held_out_of(report.run) if curve.key == "loss" else None
         clip = clip_norm(report.run) if curve.key == "grad_norm" else math.nan
         pictures[f"{curve.key}.png"] = _draw_curve(curve, held_out, clip)
-    shares = [c for c in report.comparisons if c.before.metric in formats.SHARE_METRICS]
+    if scores := drawn_scores(report.run):
+        pictures["score_curves.png"] = _draw_score_curves(scores)
+    shares = [c for c in report.comparisons if formats.is_share(c.before.metric) and not c.part_of]
     if shares:
         pictures["scores.png"] = _draw_scores(shares[:SCORE_ROWS])
     edges, counts = report.lengths
@@ -90,6 +93,20 @@ def _draw_curve(curve: Curve, held_out: HeldOut | None, clip: float) -> bytes:
     axes.set_ylabel(curve.title, fontsize=9)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def _draw_score_curves(scores: list[ScoreCurve]) -> bytes:
+    """A line a task over the steps, in percent, each point with its interval."""
+    figure, axes = _axes(3.2)
+    for curve, colour in zip(scores, SCORE_COLOURS, strict=False):
+        reach = np.nan_to_num(np.abs(np.stack((curve.values - curve.low, curve.high - curve.values))))
+        style = {"marker": "o", "markersize": 3.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
+        name = _plain(curve.name)
+        axes.errorbar(curve.axes["step"], 100 * curve.values, 100 * reach, color=colour, label=name, **style)
+    axes.set_xlabel("step", fontsize=9)
+    axes.set_ylabel("score, %, with 95% intervals", fontsize=9)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     return _png(figure)
 
 

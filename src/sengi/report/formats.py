@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 NOTHING = "–"
-SHARE_METRICS = ("accuracy", "accuracy_sum", "exact_match")
+# Metrics that are shares of right answers, and means of numbers from 0 to 1, by the beginning of their names
+SHARES = ("acc", "exact_match", "mc1", "mc2", "prompt_level", "inst_level", "pass@", "em", "f1", "mcc")
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -85,9 +86,24 @@ def p_value(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric goes from 0 to 1, so that it is printed in percent."""
+    return metric.startswith(SHARES)
+
+
 def score(value: float, of: str) -> str:
     """A score in the way of its metric: percent for shares, four digits for the rest."""
-    return percent(value) if of in SHARE_METRICS else number(value)
+    return percent(value) if is_share(of) else number(value)
+
+
+def difference(value: float, of: str) -> str:
+    """A difference of two scores, with its sign."""
+    return points(value) if is_share(of) else ("+" if value > 0 else "") + number(value)
+
+
+def difference_interval(low: float, high: float, of: str) -> str:
+    """Both ends of a difference of scores."""
+    return points_interval(low, high) if is_share(of) else f"{difference(low, of)} to {difference(high, of)}"
 
 
 def metric(name: str) -> str:

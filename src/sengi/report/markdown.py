@@ -11,6 +11,7 @@ from sengi.report.tables import Table
 
 CAPTIONS = {
     "loss.png": "Training loss, and held-out loss where it was taken",
+    "score_curves.png": "Scores over the training",
     "grad_norm.png": "Gradient norm before clipping",
     "learning_rate.png": "Learning rate",
 }
@@ -39,6 +40,7 @@ def render_markdown(report: Report, figures: list[str]) -> str:
     parts.append("## Before and after")
     if "scores.png" in figures:
         parts.append(_picture("scores.png", "Share of right answers before and after"))
+    parts += _table(report.timeline)
     for table in report.scores:
         parts += _table(table)
     if not report.scores:

@@ -3,7 +3,7 @@
   const styles = getComputedStyle(document.documentElement);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const item = JSON.parse(document.getElementById("chart").textContent);
-  const keys = ["loss", "grad_norm", "learning_rate"];
+  const keys = ["loss", "scores", "grad_norm", "learning_rate"];
 
   function timeUnit(seconds) {
     return seconds > 7200 ? [3600, "hours"] : seconds > 180 ? [60, "minutes"] : [1, "seconds"];
@@ -11,8 +11,9 @@
 
   Bokeh.embed.embed_item(item, "charts").then(function () {
     const page = Bokeh.documents[Bokeh.documents.length - 1];
-    const figures = keys.map((key) => page.get_model_by_name("figure-" + key));
+    const figures = keys.map((key) => page.get_model_by_name("figure-" + key)).filter(Boolean);
     const sources = keys.concat("held_out").map((key) => page.get_model_by_name("source-" + key)).filter(Boolean);
+    for (let i = 0, one; (one = page.get_model_by_name("source-scores-" + i)); i++) sources.push(one);
     const times = sources[0].data.time;
     const [unit, unitName] = timeUnit(times[times.length - 1]);
     const labels = { step: "step", samples: "samples seen", tokens: "tokens", time: unitName + " in steps" };

@@ -43,7 +43,7 @@ EXPECTED = {
     "status.json": "state and heartbeat",
     "dynamics.jsonl": "the record of the steps: no curves",
 }
-EVALUATION_NAME = re.compile(r"step-(\d{1,12})(?:-[^/]*)?\.(items\.jsonl|json)")
+EVALUATION_NAME = re.compile(r"step-(\d{1,12})(-[^/]*)?\.(items\.jsonl|json)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,16 @@ class Evaluation:
 
     Attributes:
         step: optimizer steps taken before it; 0 is the untouched model.
+        samples_seen: samples trained on before it; NaN where the files do not say.
         scores: in the order of the files.
-        items: single answers by (task, id), as they were written.
+        items: single answers by (task, id, metric), as they were written; of each kind of evaluation only those of
+            its first and its last step, which are compared (a run of benchmarks has millions).
     """
 
     step: int
     scores: list[Score] = field(default_factory=list)
-    items: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    items: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    samples_seen: float = math.nan
 
 
 @dataclass(slots=True)
@@ -132,7 +135,7 @@ def read_run(path: Path) -> RunFolder:
     found = (re.fullmatch(r"checkpoint-(\d{1,12})", entry.name) for entry in path.iterdir() if entry.is_dir())
     run.checkpoints = sorted(int(match[1]) for match in found if match)
     if not run.evaluations:
-        run.missing.append("evaluations/: the scores (set eval_data or eval_questions in the recipe)")
+        run.missing.append("evaluations/: the scores (set eval_data, eval_questions or eval_tasks in the recipe)")
     if len(run.missing) == len(EXPECTED) + 1 and not run.checkpoints:
         raise InputError(f"{path}: not a run folder (no recipe.yaml, status.json or dynamics.jsonl in it)")
     return run
@@ -231,16 +234,22 @@ def _read_evaluations(run: RunFolder) -> None:
     """Merge all files of a step; a score written twice counts once, the last time."""
     folder = run.path / "evaluations"
     by_step: dict[int, Evaluation] = {}
+    answers: dict[str, list[tuple[int, Path]]] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = EVALUATION_NAME.fullmatch(file.name)
         if not match:
             continue
-        evaluation = by_step.setdefault(int(match[1]), Evaluation(int(match[1])))
-        if match[2] == "json":
+        step = int(match[1])
+        evaluation = by_step.setdefault(step, Evaluation(step))
+        if match[3] == "json":
             _add_scores(run, file, evaluation)
         else:
+            answers.setdefault(match[2] or "", []).append((step, file))
+    for files in answers.values():
+        for step, file in sorted({min(files), max(files)}):
             for item in _records(run, file):
-                evaluation.items[str(item.get("task")), str(item.get("id"))] = item
+                key = str(item.get("task")), str(item.get("id")), str(item.get("metric"))
+                by_step[step].items[key] = item
     run.evaluations = [by_step[step] for step in sorted(by_step) if by_step[step].scores]
 
 
@@ -249,10 +258,12 @@ def _add_scores(run: RunFolder, file: Path, evaluation: Evaluation) -> None:
     try:
         content = as_mapping(json.loads(_text(run, file) or ""))
         entries, data = content.get("scores"), str(content.get("data") or "")
+        seen = as_number(content.get("samples_seen"))
     except (ValueError, RecursionError) as error:
         run.repairs.append(f"evaluations/{file.name} cannot be read and is left out ({_first_line(error)})")
         return
-    known = {(score.task, score.metric, score.group): score for score in evaluation.scores}
+    evaluation.samples_seen = seen if math.isfinite(seen) else evaluation.samples_seen
+    known = {(score.task, score.metric, score.group, score.data): score for score in evaluation.scores}
     for entry in entries if isinstance(entries, list) else []:
         entry = as_mapping(entry)
         task, metric = str(entry.get("task")), str(entry.get("metric"))
@@ -260,7 +271,7 @@ def _add_scores(run: RunFolder, file: Path, evaluation: Evaluation) -> None:
         value, low, high = (as_number(entry.get(key)) for key in ("value", "low", "high"))
         count = as_number(entry.get("n"))
         score = Score(task, metric, group, value, low, high, int(count) if math.isfinite(count) else 0, data)
-        known[task, metric, group] = score
+        known[task, metric, group, data] = score
     evaluation.scores = list(known.values())
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sengi.report.formats import SHARE_METRICS
+from sengi.evaluate.metrics import is_higher_better
 from sengi.report.run_folder import Evaluation, RunFolder, Score, as_number
-from sengi.statistics.intervals import PairedDifference, paired_difference
+from sengi.statistics.differences import PairedDifference, paired_difference
 
 Change = Literal["better", "worse", "no clear change", "one evaluation only"]
-# Metrics that are better when lower; all others are better when higher.
-LOWER_IS_BETTER = ("loss", "perplexity")
 EXAMPLES = 10
 
 
@@ -25,6 +23,7 @@ class Comparison:
         step_before, step_after: optimizer steps taken before each.
         paired: the difference over the questions that both evaluations answered, None without answers.
         change: what the interval of the difference says.
+        part_of: the group of tasks whose score this one is a part of (``mmlu`` for each of its subjects), else empty.
     """
 
     before: Score
@@ -33,6 +32,7 @@ class Comparison:
     step_after: int
     paired: PairedDifference | None
     change: Change
+    part_of: str = ""
 
     @property
     def is_control(self) -> bool:
@@ -56,14 +56,41 @@ class Example:
 
 
 def compare_scores(run: RunFolder) -> list[Comparison]:
-    """Every score of the run at its first and last evaluation, by task, then whole before groups."""
+    """Every score of the run at its first and last evaluation, by task, then whole before groups.
+
+    Tasks of a group follow it, one metric after the other.
+    """
     seen: dict[tuple[str, str, str], list[tuple[Evaluation, Score]]] = {}
     for evaluation in run.evaluations:
         for score in evaluation.scores:
             seen.setdefault((score.task, score.metric, score.group), []).append((evaluation, score))
-    tasks = list(dict.fromkeys(task for task, _, _ in seen))
-    ordered = sorted(seen, key=lambda key: (tasks.index(key[0]), key[1], _group_order(key[2])))
-    return [_compare(*_first_alike(seen[key]), *seen[key][-1]) for key in ordered]
+    parents = group_of_task(run)
+    places = {task: place for place, task in enumerate(dict.fromkeys(task for task, _, _ in seen))}
+
+    def order(key: tuple[str, str, str]) -> tuple[object, ...]:
+        task, metric, group = key
+        return places[parents.get(task, task)], task in parents, metric, places[task], _group_order(group)
+
+    return [
+        replace(_compare(*_first_alike(seen[key]), *seen[key][-1]), part_of=parents.get(key[0], ""))
+        for key in sorted(seen, key=order)
+    ]
+
+
+def group_of_task(run: RunFolder) -> dict[str, str]:
+    """Tasks that belong to a group of tasks with a score of its own, and that group.
+
+    lm-eval names the tasks of a group after it; a group has a score and no questions.
+    """
+    scored = {score.task for evaluation in run.evaluations for score in evaluation.scores}
+    asked = {key[0] for evaluation in run.evaluations for key in evaluation.items}
+    groups = sorted((task for task in scored - asked if any(a.startswith(f"{task}_") for a in asked)), key=len)
+    found = {}
+    for task in scored:
+        parents = [group for group in groups if group != task and task.startswith(f"{group}_")]
+        if parents:
+            found[task] = parents[0]  # the shortest name: mmlu, of mmlu_stem and its subjects
+    return found
 
 
 def _first_alike(scores: list[tuple[Evaluation, Score]]) -> tuple[Evaluation, Score]:
@@ -102,28 +129,38 @@ def pick_examples(run: RunFolder, limit: int = EXAMPLES) -> list[Example]:
 
 
 def _compare(first: Evaluation, before: Score, last: Evaluation, after: Score) -> Comparison:
-    paired = None
-    # The answers hold right or wrong, so they pair shares of right answers and nothing else.
-    if first is not last and before.metric in SHARE_METRICS:
-        paired = _pair(first, last, before)
+    paired = _pair(first, last, before, after) if first is not last else None
     change = _change(before, after, paired) if first is not last else "one evaluation only"
     return Comparison(before, after, first.step, last.step, paired, change)
 
 
-def _pair(first: Evaluation, last: Evaluation, score: Score) -> PairedDifference | None:
-    """The paired difference over the questions of ``score`` that both evaluations hold with a result."""
-    pairs = [
-        (_result(item, score.metric), _result(last.items[key], score.metric))
-        for key, item in first.items.items()
-        if key in last.items and key[0] == score.task and _in_group(item, score.group)
-    ]
-    whole = [pair for pair in pairs if all(result in (0, 1) for result in pair)]
-    return paired_difference([pair[0] for pair in whole], [pair[1] for pair in whole]) if whole else None
+def _pair(first: Evaluation, last: Evaluation, before: Score, after: Score) -> PairedDifference | None:
+    """The paired difference over the questions of a score that both evaluations hold with a result.
+
+    A group of tasks (``mmlu``) has no questions of its own: those of the tasks named after it are taken where their
+    differences make up the group's.
+    """
+    own = [key for key in first.items if key[0] == before.task]
+    keys = own or [key for key in first.items if key[0].startswith(f"{before.task}_")]
+    found = []
+    for key in keys:
+        one, other = first.items[key], last.items.get(key)
+        if other is None or not _in_group(one, before.group) or one.get("weight") != other.get("weight"):
+            continue
+        pair = _result(one, before.metric), _result(other, before.metric), as_number(one.get("weight", 1))
+        if all(map(math.isfinite, pair)) and pair[2] > 0:
+            found.append(pair)
+    if not found:
+        return None
+    olds, news, weights = zip(*found, strict=True)
+    paired = paired_difference(olds, news, weights=None if set(weights) == {1.0} else weights)
+    made_up = abs(paired.difference.value - (after.value - before.value)) <= 1e-6
+    return paired if own or made_up else None
 
 
 def _result(item: dict[str, Any], metric: str) -> float:
     """0 or 1 for ``metric``; NaN when the item was not scored by it. A task may hold both kinds of question."""
-    base = metric.removesuffix("_sum")
+    base = "accuracy" if metric == "accuracy_sum" else metric
     if item.get("metric", base) != base:
         return math.nan
     value = item.get("correct" if metric == base else "correct_sum")
@@ -141,7 +178,7 @@ def _change(before: Score, after: Score, paired: PairedDifference | None) -> Cha
         rose, fell = paired.difference.low > 0, paired.difference.high < 0
     else:
         rose, fell = after.low > before.high, after.high < before.low
-    if before.metric in LOWER_IS_BETTER:
+    if not is_higher_better(before.metric):
         rose, fell = fell, rose
     return "better" if rose else "worse" if fell else "no clear change"
 
@@ -155,14 +192,21 @@ def _group_order(group: str) -> tuple[int, str]:
 
 def _all_examples(run: RunFolder) -> list[Example]:
     """Every answered question of the last evaluation that has answers, with its first answer."""
-    answered = [evaluation for evaluation in run.evaluations if evaluation.items]
+    answers = [
+        {key: item for key, item in evaluation.items.items() if item.get("prediction") is not None}
+        for evaluation in run.evaluations
+    ]
+    answered = [found for found in answers if found]
     if not answered:
         return []
     first, last = answered[0], answered[-1]
-    return [_example(key, first.items.get(key) if first is not last else None, last.items[key]) for key in last.items]
+    once: dict[tuple[str, str], Example] = {}  # a question with several metrics is shown with the first of them
+    for key, item in last.items():
+        once.setdefault(key[:2], _example(key, first.get(key) if first is not last else None, item))
+    return list(once.values())
 
 
-def _example(key: tuple[str, str], before: dict[str, Any] | None, after: dict[str, Any]) -> Example:
+def _example(key: tuple[str, str, str], before: dict[str, Any] | None, after: dict[str, Any]) -> Example:
     return Example(
         task=key[0],
         id=key[1],

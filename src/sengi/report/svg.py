@@ -52,7 +52,7 @@ def histogram(edges: Sequence[float], counts: Sequence[float], label: str) -> Ma
 
 def score_bar(comparison: Comparison) -> Markup:
     """Two intervals on a line from 0 to 100%: a hollow dot before, a full one after; empty for other metrics."""
-    if comparison.before.metric not in formats.SHARE_METRICS:
+    if not formats.is_share(comparison.before.metric):
         return Markup("")
     pairs = [(comparison.before, "before", 5)]
     if comparison.step_after != comparison.step_before:

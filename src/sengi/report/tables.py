@@ -44,29 +44,42 @@ class Table:
 
 
 def score_tables(comparisons: list[Comparison]) -> list[Table]:
-    """One table a task and metric: each group before and after, with the paired difference."""
+    """One table a task and metric: each group before and after, with the paired difference.
+
+    The tasks of a group of tasks share one table a metric.
+    """
     tables = []
-    for task, metric in dict.fromkeys((c.before.task, c.before.metric) for c in comparisons):
-        chosen = [c for c in comparisons if (c.before.task, c.before.metric) == (task, metric)]
+    for key in dict.fromkeys(map(_table_key, comparisons)):
+        chosen = [c for c in comparisons if _table_key(c) == key]
         first, last = min(c.step_before for c in chosen), max(c.step_after for c in chosen)
-        head = ("group", f"before (step {first:,})", f"after (step {last:,})", "difference", "p", "n", "change")
+        task, metric, is_part = key
+        steps = f"before (step {first:,})", f"after (step {last:,})"
+        head = ("task" if is_part else "group", *steps, "difference", "p", "n", "change")
         rows = tuple(Row(_score_cells(c), "control" if c.is_control else "") for c in chosen)
-        tables.append(Table(f"{task}: {formats.metric(metric)}", head, rows, (1, 2, 3, 4, 5), _score_note(chosen)))
+        title = f"{task}{', its tasks' if is_part else ''}: {formats.metric(metric)}"
+        tables.append(Table(title, head, rows, (1, 2, 3, 4, 5), _score_note(chosen)))
     return tables
+
+
+def _table_key(c: Comparison) -> tuple[str, str, bool]:
+    return c.part_of or c.before.task, c.before.metric, bool(c.part_of)
 
 
 def _score_cells(c: Comparison) -> tuple[str, ...]:
     metric = c.before.metric
+    name = c.before.group
+    if c.part_of:
+        name = c.before.task + ("" if name == "all" else f", {name}")
     before, after = (_with_interval(s.value, s.low, s.high, metric) for s in (c.before, c.after))
     n = formats.count(c.after.n)
     if c.change == "one evaluation only":
-        return c.before.group, before, formats.NOTHING, formats.NOTHING, formats.NOTHING, n, c.change
+        return name, before, formats.NOTHING, formats.NOTHING, formats.NOTHING, n, c.change
     if c.paired is None:
-        difference = formats.number(c.after.value - c.before.value)
-        return c.before.group, before, after, difference, formats.NOTHING, n, c.change
+        difference = formats.difference(c.after.value - c.before.value, metric)
+        return name, before, after, difference, formats.NOTHING, n, c.change
     d = c.paired.difference
-    difference = f"{formats.points(d.value)} ({formats.points_interval(d.low, d.high)})"
-    return c.before.group, before, after, difference, formats.p_value(c.paired.p_value), n, c.change
+    difference = f"{formats.difference(d.value, metric)} ({formats.difference_interval(d.low, d.high, metric)})"
+    return name, before, after, difference, formats.p_value(c.paired.p_value), n, c.change
 
 
 def _with_interval(value: float, low: float, high: float, metric: str) -> str:
@@ -78,8 +91,8 @@ def _score_note(chosen: list[Comparison]) -> str:
     notes = ["In brackets: 95% intervals as the evaluation wrote them."]
     if any(c.paired for c in chosen):
         notes.append(
-            "Differences are over the same questions (Newcombe's interval, McNemar's exact p, not corrected for "
-            "the number of rows)."
+            "Differences are over the same questions (right or wrong: Tango's score interval, McNemar's exact p; loss: "
+            "jackknife, sign flips), p not corrected for the number of rows."
         )
     if any(c.is_control for c in chosen):
         notes.append("Control questions ask for facts that the training data never states: they should not move.")

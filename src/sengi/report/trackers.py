@@ -26,11 +26,19 @@ class Tracker:
         self._module: Any = None
         self._writer: Any = None
         self._dead = False
+        self._with_axis: set[str] = set()
 
     def log(self, record: dict[str, Any]) -> str | None:
         """Pass on the numbers of a record at its ``step``; returns a sentence the first time this fails."""
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
         return self._safely(lambda: self._log(int(record["step"]), numbers))
+
+    def evaluated(self, step: int, samples_seen: int, numbers: dict[str, float]) -> str | None:
+        """Pass on the scores of a step, which may be behind the last one logged; returns a sentence as :meth:`log`.
+
+        wandb drops what comes for an earlier step: scores get an x axis of their own there (``evaluated/step``).
+        """
+        return self._safely(lambda: self._log_scores(step, {**numbers, "evaluated/samples_seen": samples_seen}))
 
     def finish(self) -> str | None:
         """Close the tracker; returns a sentence if that fails."""
@@ -56,6 +64,17 @@ class Tracker:
                 self._writer.add_scalar(key, value, step)
         else:
             self._module.log(numbers, step=step)
+
+    def _log_scores(self, step: int, numbers: dict[str, float]) -> None:
+        if self.name != "wandb":
+            self._log(step, numbers)
+            return
+        if self._module is None:
+            self._open()
+        for key in numbers.keys() - self._with_axis:
+            self._module.define_metric(key, step_metric="evaluated/step")
+        self._with_axis |= numbers.keys()
+        self._module.log({**numbers, "evaluated/step": step})
 
     def _open(self) -> None:
         if self.name == "tensorboard":

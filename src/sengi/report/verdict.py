@@ -44,7 +44,7 @@ def judge_run(run: RunFolder, comparisons: list[Comparison], now: float) -> Verd
     """
     state = _state(run, now)
     # The second way to count multiple choice is in the tables; the first lines keep to one.
-    comparisons = [c for c in comparisons if c.before.metric != "accuracy_sum"]
+    comparisons = [c for c in comparisons if c.before.metric != "accuracy_sum" and not c.part_of]
     outcome = tuple(_outcome(c) for c in _headlines(comparisons))
     if not outcome:
         outcome = ("No score was taken yet, so this page cannot say whether the training helped.",)
@@ -118,7 +118,7 @@ def _outcome(c: Comparison) -> str:
         return f"{name}: {before} at step {c.step_before}, scored once."
     sure = ""
     if c.paired:
-        sure = f", {formats.points(c.paired.difference.value)}"
+        sure = f", {formats.difference(c.paired.difference.value, c.before.metric)}"
     return f"{name}: {before} → {after}{sure} ({c.change})."
 
 

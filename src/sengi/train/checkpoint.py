@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,13 @@ def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[P
 
     found = world.on_first(look)
     return (Path(found[0]), found[1]) if found is not None else None
+
+
+def prune(run: Path, keep: int | None, spared: Collection[int]) -> None:
+    """Remove checkpoints but the newest ``keep`` (None: all) and those of the ``spared`` steps; rank 0 only."""
+    for old in storage.published(run, PREFIX)[:-keep] if keep else []:
+        if int(old.name.removeprefix(PREFIX)) not in spared:
+            storage.remove(old)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:

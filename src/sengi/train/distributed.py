@@ -7,11 +7,9 @@ Messages between ranks are JSON in byte tensors, never pickle.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import json
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 import sengi.errors as errors
 from sengi.errors import RankError, SengiError
+from sengi.train.parent import die_with
 
 STALL_TIMEOUT = 300  # seconds a rank may keep the others waiting in a step before all stop (torch: 1,800)
 CONTROL_TIMEOUT = 7200  # the same between steps, where rank 0 may tokenize, score questions or save alone
@@ -113,7 +112,7 @@ def start_world() -> World:
         torch.cuda.set_device(device)
     control = None
     if "RANK" in os.environ and not dist.is_initialized():
-        _die_with_parent()
+        die_with(os.getppid())  # torchrun's death
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         timeout = datetime.timedelta(seconds=STALL_TIMEOUT)
@@ -127,12 +126,3 @@ def end_world() -> None:
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when torchrun dies; otherwise ranks outlive it as orphans (measured)."""
-    parent = os.getppid()
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the request
-        os.kill(os.getpid(), signal.SIGKILL)

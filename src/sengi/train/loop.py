@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sengi import storage
 from sengi.data.packing import pack_step
 from sengi.errors import NonFiniteError, SengiError, StoppedByRequest, StorageError
 from sengi.train import checkpoint
 from sengi.train.distributed import World
+from sengi.train.evaluation import Evaluations
 from sengi.train.export import model_card
 from sengi.train.ledger import samples_digest
 from sengi.train.observer import Observer
 from sengi.train.optimizer import learning_rate, set_learning_rate
 from sengi.train.run_folder import RunFolder
+from sengi.train.schedule import samples_seen, save_is_due
 from sengi.train.setup import Setup
 from sengi.train.step import StepResult, run_step
 from sengi.train.stopping import StopRequest
@@ -33,6 +34,7 @@ class Loop:
         setup: recipe, store, order and plan.
         world: the processes of the run.
         folder: the run folder; only rank 0 writes.
+        evaluations: what is scored on the way.
         model: the (sharded) supervised model; ``optimizer`` its AdamW.
         files: what a checkpoint holds beside weights, state and card, name -> content.
         autocast: dtype of the computation, or None for float32.
@@ -49,12 +51,14 @@ class Loop:
         observer: Observer,
         stop: StopRequest,
         folder: RunFolder,
+        evaluations: Evaluations,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         files: dict[str, bytes],
         autocast: torch.dtype | None,
     ) -> None:
         self.setup, self.world, self.observer, self.stop, self.folder = setup, world, observer, stop, folder
+        self.evaluations = evaluations
         self.model, self.optimizer, self.files, self.autocast = model, optimizer, files, autocast
         self.recipe = setup.resolved.recipe
         self.step = 0
@@ -83,8 +87,10 @@ class Loop:
         for note in self.world.on_first(lambda: self.folder.open_log(self.step)) or []:
             self.observer.message(note)
 
-    def run(self, evaluate: Callable[[int], None]) -> Path:
-        """Train to the end; ``evaluate(step)`` is called after every ``eval_steps`` steps.
+    def run(self) -> Path:
+        """Train to the end; at an evaluation point held-out loss comes first, then the checkpoint, then its tasks.
+
+        A run killed between the last two finds the checkpoint unscored when it continues.
 
         Returns:
             The last checkpoint.
@@ -94,22 +100,20 @@ class Loop:
             NonFiniteError: loss or gradient norm is not finite; the state before that step is saved.
         """
         steps = self.setup.steps
-        self.observer.start(self.step, steps.num_steps, self.samples_seen(self.step), steps.total_samples)
+        self.observer.start(self.step, steps.num_steps, samples_seen(self.setup.steps, self.step), steps.total_samples)
         self.stop.patient = True
         while self.step < steps.num_steps:
             self._train_step(self.step + 1)
-            every = self.recipe.eval_steps
-            if every and self.step % every == 0 and self.step < steps.num_steps:
-                evaluate(self.step)
-            if self._save_is_due():
+            due = self.step < steps.num_steps and self.evaluations.is_due(self.step)
+            if due:
+                self.evaluations.heldout(self.step, self.model, self.autocast)
+            if save_is_due(self.recipe, steps, self.step) or self.evaluations.needs_checkpoint(self.step):
                 self._save()
+            if due:
+                self.evaluations.tasks(self.step)
         self._save_if_new()
         self.stop.patient = False
         return self.folder.path / f"{checkpoint.PREFIX}{self.step}"
-
-    def samples_seen(self, step: int) -> int:
-        """Samples seen after ``step`` steps."""
-        return min(step * self.recipe.effective_batch_size, self.setup.steps.total_samples)
 
     def _train_step(self, step: int) -> None:
         started = time.perf_counter()
@@ -120,7 +124,7 @@ class Loop:
         planned = time.perf_counter() - started
         rate = learning_rate(self.recipe, step, setup.steps.num_steps)
         set_learning_rate(self.optimizer, rate)
-        before, begun = self.samples_seen(step - 1), 0
+        before, begun = samples_seen(self.setup.steps, step - 1), 0
 
         def before_micro_batch(number: int, members: Sequence[int]) -> None:
             nonlocal begun
@@ -156,7 +160,12 @@ class Loop:
             raise _out_of_memory(step, self.world.rank, setup.plan.max_tokens_per_device) from None
         self.step, self.loss = step, result.loss
         record = self._record(step, result, rate, time.perf_counter() - started, planned)
-        self.world.on_first(lambda: self.folder.log_step(record))
+
+        def log() -> None:
+            self.folder.log_step(record)
+            self.evaluations.poll()
+
+        self.world.on_first(log)
         self.observer.step(record)
 
     def _record(self, step: int, result: StepResult, rate: float, seconds: float, planned: float) -> dict[str, object]:
@@ -173,7 +182,7 @@ class Loop:
             "step": step,
             "epoch": round(setup.steps.epoch_at(step), 6),
             "phase": "stacked",
-            "samples_seen": self.samples_seen(step),
+            "samples_seen": samples_seen(self.setup.steps, step),
             "num_tokens": tokens,
             "num_supervised_tokens": targets,
             "loss": result.loss,
@@ -195,17 +204,6 @@ class Loop:
                 "run the same command to continue"
             )
 
-    def _save_is_due(self) -> bool:
-        recipe = self.recipe
-        if self.step == self.setup.steps.num_steps:
-            return True
-        if recipe.save_steps is not None:
-            return self.step % recipe.save_steps == 0
-        if recipe.save_samples is None:
-            return False
-        done, before = self.samples_seen(self.step), self.samples_seen(self.step - 1)
-        return done // recipe.save_samples > before // recipe.save_samples
-
     def _save_if_new(self) -> None:
         if self.step > 0 and self.saved_step != self.step:
             self._save()
@@ -213,7 +211,7 @@ class Loop:
     def _save(self) -> None:
         """Publish a checkpoint, then remove the ones beyond save_total_limit."""
         self.world.on_first(self.folder.sync_log)
-        seen = self.samples_seen(self.step)
+        seen = samples_seen(self.setup.steps, self.step)
         sources = {name: value["samples"] for name, value in self.setup.plan.data["sources"].items()}
         path = checkpoint.save(
             self.folder.path,
@@ -229,9 +227,7 @@ class Loop:
         self.observer.saved(path)
 
         def remove_old() -> None:
-            keep = self.recipe.save_total_limit
-            for old in storage.published(self.folder.path, checkpoint.PREFIX)[:-keep] if keep else []:
-                storage.remove(old)
+            checkpoint.prune(self.folder.path, self.recipe.save_total_limit, self.evaluations.in_use())
             self.folder.status(step=self.step, samples_seen=seen)
 
         self.world.on_first(remove_old)

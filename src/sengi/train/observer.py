@@ -30,5 +30,8 @@ class Observer:
     def saved(self, folder: Path) -> None:
         """A checkpoint is safe on disk."""
 
+    def evaluating(self, step: int, task: str, done: int, total: int) -> None:
+        """Questions of a task answered so far, while training waits."""
+
     def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
-        """Held-out losses or question scores at a step."""
+        """Held-out losses, question scores or task scores of a step, perhaps an earlier one than the last."""

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from sengi import storage
 from sengi.environment import describe_environment
 from sengi.errors import ModelError, SengiError, StoppedByRequest
-from sengi.evaluate.heldout import heldout_losses, heldout_scores
-from sengi.evaluate.tasks import evaluate_questions, load_tasks
+from sengi.evaluate import run_evaluations
+from sengi.evaluate.tasks import load_tasks
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.supervised import prepare
 from sengi.recipe_sources import ResolvedRecipe
+from sengi.train import checkpoint
 from sengi.train.distributed import World, end_world, start_world
+from sengi.train.evaluation import Evaluations
 from sengi.train.export import export_files
 from sengi.train.loop import Loop
 from sengi.train.observer import Observer
@@ -77,46 +75,57 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResu
             stack.enter_context(storage.lock(path))
             check_same_recipe(path, resolved)
             check_same_data(path, setup.store.fingerprint)
-            if left := storage.sweep(path):
+            left = storage.sweep(path)
+            if (scores := path / run_evaluations.FOLDER).is_dir():
+                left += storage.sweep(scores)
+            if left:
                 told(f"removed {len(left)} left-overs of an interrupted save")
 
         world.on_first(claim)
         observer.plan(setup.plan)
         folder = RunFolder(path)
         try:
-            return _run(setup, world, observer, stop, folder)
+            evaluations = Evaluations(setup, world, observer, stop, folder)
+            stack.callback(evaluations.close)
+            return _run(setup, world, observer, stop, folder, evaluations)
         except BaseException as error:
             if world.first or not getattr(error, "elsewhere", False):  # the rank it happened on knows the cause
                 _note_failure(folder, error)
             raise
 
 
-def _run(setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder) -> RunResult:
+def _run(
+    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder, evaluations: Evaluations
+) -> RunResult:
     """Score, load, train, score."""
     world.on_first(lambda: _write_request(setup, world, folder))
-    _score_questions(setup, world, observer, folder, 0, setup.model_folder)
-    step, last = _train_model(setup, world, observer, stop, folder)
+    evaluations.before_training()
+    step, last = _train_model(setup, world, observer, stop, folder, evaluations)
     gc.collect()  # scoring loads the checkpoint as users will: make room for it
-    _score_questions(setup, world, observer, folder, step, last)
-    world.on_first(lambda: folder.status(state="finished", reason="", step=step))
+    evaluations.questions(step)
+    evaluations.tasks(step)
+    if failed := evaluations.finish():
+        observer.message(failed)
+    world.on_first(lambda: _finish(setup, folder, step, failed))
     return RunResult(folder.path, last, step)
 
 
 def _train_model(
-    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder
+    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder, evaluations: Evaluations
 ) -> tuple[int, Path]:
     """Load, restore, train; the last step and its checkpoint. The model is gone when this returns."""
-    loop = _load(setup, world, observer, stop, folder)
+    loop = _load(setup, world, observer, stop, folder, evaluations)
     loop.restore()
-
-    def evaluate(step: int) -> None:
-        _score_heldout(setup, world, observer, folder, step, loop.model, loop.autocast)
-
     if loop.step == 0:  # a run that is continued has its start scored already
-        evaluate(0)
-    last = loop.run(evaluate)
-    evaluate(loop.step)
+        evaluations.heldout(0, loop.model, loop.autocast)
+    last = loop.run()
+    evaluations.heldout(loop.step, loop.model, loop.autocast)
     return loop.step, last
+
+
+def _finish(setup: Setup, folder: RunFolder, step: int, failed: str) -> None:
+    checkpoint.prune(folder.path, setup.resolved.recipe.save_total_limit, ())  # those that waited to be scored
+    folder.status(state="finished", reason=failed, step=step)
 
 
 def _write_request(setup: Setup, world: World, folder: RunFolder) -> None:
@@ -127,7 +136,9 @@ def _write_request(setup: Setup, world: World, folder: RunFolder) -> None:
     folder.status(max_steps=plan.steps, world_size=world.size)
 
 
-def _load(setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder) -> Loop:
+def _load(
+    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder, evaluations: Evaluations
+) -> Loop:
     """The base model, made padding-free, sharded and given an optimizer."""
     recipe, dtype = setup.resolved.recipe, DTYPES[setup.plan.dtype]
     lm = load_model(setup.model_folder)
@@ -142,52 +153,8 @@ def _load(setup: Setup, world: World, observer: Observer, stop: StopRequest, fol
     if not supervised.padding_free:
         observer.message(f"{type(lm).__name__} carries state along the row: one document a forward call, not packed")
     model = shard(supervised, world)
-    return Loop(setup, world, observer, stop, folder, model, build_optimizer(model, recipe), files, autocast)
-
-
-def _score_heldout(
-    setup: Setup,
-    world: World,
-    observer: Observer,
-    folder: RunFolder,
-    step: int,
-    model: nn.Module,
-    autocast: torch.dtype | None,
-) -> None:
-    """Held-out loss of the model as it is now, once for each step; changes nothing in it."""
-    store = setup.heldout
-    if store is None or world.on_first(lambda: folder.has_evaluation(step, "heldout", store.fingerprint)):
-        return
-    started = time.perf_counter()
-    budget, device = setup.plan.max_tokens_per_device, world.device
-    with torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext():
-        sums = heldout_losses(model, store, budget, world.rank, world.size, device, world.sum)
-    scores = heldout_scores(store, sums)
-    seconds = time.perf_counter() - started
-    result = {"model": str(folder.path), "data": store.fingerprint, "seconds": seconds, "scores": scores}
-    world.on_first(lambda: folder.write_evaluation(step, "heldout", result, []))
-    observer.evaluated(step, scores)
-
-
-def _score_questions(
-    setup: Setup, world: World, observer: Observer, folder: RunFolder, step: int, model_folder: Path
-) -> None:
-    """Question files under the model in ``model_folder``, by rank 0, once for each step."""
-    files = [Path(name) for name in setup.resolved.recipe.eval_questions]
-    if not files:
-        return
-
-    def score() -> list[dict[str, Any]]:
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        if folder.has_evaluation(step, "questions", digest):
-            return []
-        found = evaluate_questions(model_folder, files)
-        result = {"model": str(model_folder), "data": digest, "seconds": found.seconds, "scores": found.scores}
-        folder.write_evaluation(step, "questions", result, found.items)
-        return found.scores
-
-    if scores := world.on_first(score):
-        observer.evaluated(step, scores)
+    optimizer = build_optimizer(model, recipe)
+    return Loop(setup, world, observer, stop, folder, evaluations, model, optimizer, files, autocast)
 
 
 def _note_failure(folder: RunFolder, error: BaseException) -> None:

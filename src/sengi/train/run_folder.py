@@ -16,6 +16,8 @@ import yaml
 
 from sengi import storage
 from sengi.errors import InputError
+from sengi.evaluate import run_evaluations
+from sengi.recipe import Recipe
 from sengi.recipe_sources import ResolvedRecipe
 
 HEARTBEAT = 5.0  # seconds between rewrites of status.json while nothing else happens
@@ -29,7 +31,14 @@ FREE_KEYS = frozenset(
         "save_total_limit",
         "eval_data",
         "eval_questions",
+        "eval_tasks",
         "eval_steps",
+        "eval_samples",
+        "eval_limit",
+        "eval_num_fewshot",
+        "eval_data_root",
+        "eval_apply_chat_template",
+        "eval_process",
         "report_to",
         "preset",
     }
@@ -56,14 +65,16 @@ def check_same_recipe(folder: Path, resolved: ResolvedRecipe) -> list[str]:
         return []
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
     now = resolved.recipe.model_dump(mode="json")
-    changed = [key for key in now if before.get(key) != now[key]]
-    bad = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed if key not in FREE_KEYS]
+    for key in now.keys() - before.keys():  # a key that is younger than the run had its default then
+        before[key] = Recipe.model_fields[key].get_default(call_default_factory=True)
+    changed = [key for key in now if before[key] != now[key]]
+    bad = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed if key not in FREE_KEYS]
     if bad:
         raise InputError(
             f"{folder}: holds a run of another recipe ({'; '.join(bad)}); restore the values to continue it, or "
             "choose another output_dir"
         )
-    return [f"{key} was {before.get(key)!r}, is now {now[key]!r}" for key in changed if key != "output_dir"]
+    return [f"{key} was {before[key]!r}, is now {now[key]!r}" for key in changed if key != "output_dir"]
 
 
 def check_same_data(folder: Path, fingerprint: str) -> None:
@@ -153,21 +164,8 @@ class RunFolder:
 
     def write_evaluation(self, step: int, kind: str, result: dict[str, Any], items: list[dict[str, Any]]) -> None:
         """evaluations/step-<step>-<kind>.json and, where there are items, its .items.jsonl."""
-        folder = self.path / "evaluations"
-        storage.create_folder(folder)
-        storage.sweep(folder)  # a kill while this evaluation was written left its temporary file
-        name = evaluation_name(step, kind)
-        if items:
-            lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-            storage.write_file(folder / f"{name}.items.jsonl", lines.encode())
-        storage.write_json(folder / f"{name}.json", {"step": step, **result})
+        run_evaluations.write_evaluation(self.path, step, kind, result, items)
 
     def has_evaluation(self, step: int, kind: str, data: str) -> bool:
         """Whether that evaluation is there already, on the same data (a fingerprint)."""
-        path = self.path / "evaluations" / f"{evaluation_name(step, kind)}.json"
-        return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("data") == data
-
-
-def evaluation_name(step: int, kind: str) -> str:
-    """File name of an evaluation, without suffix."""
-    return f"step-{step:08d}-{kind}"
+        return run_evaluations.has_evaluation(self.path, step, kind, data)

@@ -18,6 +18,7 @@ from sengi.model.cost import ModelCost, best_dtype
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
 
+QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
 LOOK_AT = 16  # steps whose packs are looked at for the forecast
 # Share of the peak that a forecast assumes: 0.8 was measured on 2 CPU cores at 135M in float32 (docs/results); for
 # GPUs peers publish 0.28 to 0.41, nothing was measured here
@@ -124,6 +125,8 @@ def make_plan(
     speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
     checkpoint = cost.parameters * (12 + dtype.itemsize) + (20 << 20)
     kept = min(recipe.save_total_limit or 10**9, _saves(recipe, steps)) + 1
+    if recipe.eval_tasks and recipe.eval_process == "second":
+        kept = min(kept + QUEUE, _saves(recipe, steps) + 1)  # those that wait to be scored
     folder = next(
         p for p in (Path(recipe.output_dir).resolve(), *Path(recipe.output_dir).resolve().parents) if p.exists()
     )
@@ -164,9 +167,17 @@ def make_plan(
 
 
 def _saves(recipe: Recipe, steps: StepPlan) -> int:
-    if recipe.save_steps is not None:
-        return -(-steps.num_steps // recipe.save_steps)
-    return 1 + (steps.total_samples // recipe.save_samples if recipe.save_samples else 0)
+    """Checkpoints of the whole run, at most: those of saving and, with eval_tasks, of evaluation points."""
+    saves = _times(recipe.save_steps, recipe.save_samples, steps)
+    return min(
+        steps.num_steps, saves + (_times(recipe.eval_steps, recipe.eval_samples, steps) if recipe.eval_tasks else 0)
+    )
+
+
+def _times(every_steps: int | None, every_samples: int | None, steps: StepPlan) -> int:
+    if every_steps is not None:
+        return -(-steps.num_steps // every_steps)
+    return 1 + (steps.total_samples // every_samples if every_samples else 0)
 
 
 def _reasons(resolved: ResolvedRecipe, dtype_reason: str) -> dict[str, str]:

@@ -13,17 +13,25 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sengi.data.plan import StepPlan
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
-from sengi.errors import RecipeError
+from sengi.errors import InputError, RecipeError
+from sengi.evaluate.suite import Suite, check
 from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
 from sengi.model.inspect import inspect_model_folder
 from sengi.model.resolve import resolve_model
-from sengi.recipe import DataEntry
+from sengi.recipe import DataEntry, Recipe
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train.distributed import World
 from sengi.train.observer import Observer
 from sengi.train.run_plan import RunPlan, make_plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# How a recipe calls what messages about evaluations name as options of the command line
+OPTION_KEYS = {
+    "--tasks": "eval_tasks",
+    "--limit": "eval_limit",
+    "--num-fewshot": "eval_num_fewshot",
+    "--data-root": "eval_data_root",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Setup:
     steps: StepPlan
     cost: ModelCost
     plan: RunPlan
+    suite: Suite | None
 
 
 def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, Any] | None) -> Setup:
@@ -52,6 +61,9 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         InputError: model, data or recipe cannot be used.
     """
     recipe = resolved.recipe
+    suite = evaluation_suite(recipe)
+    if suite is not None:  # before tokenizing: a typing error must not cost minutes
+        world.on_first(lambda: _check_suite(suite))
     folder, store, steps = open_data(resolved, world, observer, earlier)
     today = _template_date(earlier)
     heldout = _open(recipe.eval_data, folder, resolved, world, observer, today) if recipe.eval_data else None
@@ -81,7 +93,40 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         device=world.device,
         peak=world.on_first(lambda: peak_flops(world.device, dtype)),
     )
-    return Setup(resolved, folder, store, heldout, steps, cost, plan)
+    return Setup(resolved, folder, store, heldout, steps, cost, plan, suite)
+
+
+def evaluation_suite(recipe: Recipe) -> Suite | None:
+    """What the recipe's eval_* keys ask of checkpoints, or None where eval_tasks is empty.
+
+    Raises:
+        RecipeError: a task that a recipe cannot describe.
+    """
+    if not recipe.eval_tasks:
+        return None
+    if "mt_bench" in recipe.eval_tasks:
+        raise RecipeError(
+            f"eval_tasks: mt_bench needs a judge, which a recipe does not name; leave it out and run 'sengi eval "
+            f"{recipe.output_dir} --tasks mt_bench ...' on the checkpoints"
+        )
+    return Suite(
+        tasks=tuple(dict.fromkeys(recipe.eval_tasks)),
+        num_fewshot=recipe.eval_num_fewshot,
+        limit=recipe.eval_limit,
+        data_root=Path(recipe.eval_data_root).expanduser() if recipe.eval_data_root is not None else None,
+        apply_chat_template=recipe.eval_apply_chat_template,
+    )
+
+
+def _check_suite(suite: Suite) -> None:
+    """:func:`sengi.evaluate.suite.check`, in the words of a recipe."""
+    try:
+        check(suite)
+    except InputError as error:
+        text = str(error)
+        for option, key in OPTION_KEYS.items():
+            text = text.replace(option, key)
+        raise RecipeError(text if text.startswith("eval_") else f"eval_tasks: {text}") from None
 
 
 def open_data(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -39,6 +41,26 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While entered, a request takes effect at once, one that came before too; for work that saves nothing.
+
+        Raises:
+            StoppedByRequest: asked to stop.
+        """
+        before, self.patient = self.patient, False
+        try:
+            if self.reason:
+                raise self._request()
+            yield
+            if self.reason and not before:  # the work caught it; nobody else will look
+                raise self._request()
+        finally:
+            self.patient = before
+
+    def _request(self) -> StoppedByRequest:
+        return StoppedByRequest(f"stopped by {self.reason}, nothing is lost; run the same command to continue")
+
     def _caught(self, number: int, frame: FrameType | None) -> None:
         # torchrun passes a Ctrl-C on as SIGTERM a moment later: that is the same request, not a second one
         if self.reason and number == signal.SIGINT and time.monotonic() - self._first > 1.0:
@@ -46,4 +68,4 @@ class StopRequest:
         if not self.reason:
             self.reason, self._first = signal.Signals(number).name, time.monotonic()
         if not self.patient:
-            raise StoppedByRequest(f"stopped by {self.reason}, nothing is lost; run the same command to continue")
+            raise self._request()
