@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from tests.model.tiny_folder import tiny_tokenizer
 from tests.model.tiny_folder import write_tiny_folder as write_model
 
-from sengi.data import store_build
+from sengi.data import store_build, store_workers
 from sengi.data.formats import read_conversations
+from sengi.data.mask_batch import QuickMismatch
 from sengi.data.masks import Masker
 from sengi.data.store import StoreOptions, TokenStore, cache_folder
 from sengi.data.store_build import open_store
@@ -103,7 +105,7 @@ def test_a_second_request_opens_the_same_files(tmp_path: Path, model: Path, monk
     def built_again(*_: object) -> None:
         raise AssertionError("the store was built again")
 
-    monkeypatch.setattr(store_build, "_tokenize", built_again)
+    monkeypatch.setattr(store_build, "blocks", built_again)
     second = open_store([entry], model, OPTIONS)
     assert second.path == first.path
     assert second.path.parent == cache_folder() / "tokens"
@@ -144,20 +146,36 @@ def test_weights_do_not_make_another_store(tmp_path: Path, model: Path) -> None:
     assert open_store([entry], model, OPTIONS).path == open_store([heavier], model, OPTIONS).path
 
 
-def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_of_all_kinds() -> list[dict[str, Any]]:
     rows = many(60)
     rows[17] = {"messages": [{"role": "user", "content": "no answer"}]}
+    rows[23] = chat("a <|im_end|> in the text", "yes")
+    rows[29] = {"text": "A dog barks."}
     rows[41] = chat("long?", "word " * 200)
-    entries = [write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", many(13, "animal"))]
-    serial = open_store(entries, model, OPTIONS)
-    (kept := tmp_path / "serial").mkdir()
-    serial.path.rename(kept / "store")
-    by_the_parent: list[int] = []
-    mask = store_build._mask
+    return rows
 
-    def counted(rows: list[Any], masker: Masker) -> Any:
+
+def set_aside(store: TokenStore, folder: Path) -> TokenStore:
+    """Move a store away, so that the next request builds it again."""
+    folder.mkdir()
+    return TokenStore(store.path.rename(folder / "store"))
+
+
+def same(one: TokenStore, two: TokenStore) -> bool:
+    for name in ("offsets", "file_of", "row_of", "source_of", "phase_of"):
+        np.testing.assert_array_equal(one._index[name], two._index[name])
+    return contents(one) == contents(two)
+
+
+def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [write(tmp_path / "a.jsonl", rows_of_all_kinds()), write(tmp_path / "b.jsonl", many(13, "animal"))]
+    alone = set_aside(open_store(entries, model, OPTIONS), tmp_path / "alone")
+    by_the_parent: list[int] = []
+    prepare = Masker.prepare
+
+    def counted(self: Masker, rows: list[Any]) -> Any:
         by_the_parent.append(len(rows))
-        return mask(rows, masker)
+        return prepare(self, rows)
 
     class Started(ProcessPoolExecutor):
         """The parent works on while the processes start; here it waits for them."""
@@ -168,20 +186,66 @@ def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, mo
                 future.result()
             return future
 
-    monkeypatch.setattr(store_build, "_mask", counted)
-    monkeypatch.setattr(store_build, "ProcessPoolExecutor", Started)
-    monkeypatch.setattr(store_build, "BATCH", 7)
-    monkeypatch.setattr(store_build, "ALONE", 2)
+    monkeypatch.setattr(Masker, "prepare", counted)
+    monkeypatch.setattr(store_workers, "ProcessPoolExecutor", Started)
+    monkeypatch.setattr(store_workers, "BATCH", 7)
+    monkeypatch.setattr(store_workers._Clock, "workers_pay", lambda clock: clock.batches >= 1)
     told: list[tuple[int, float]] = []
-    parallel = open_store(entries, model, OPTIONS, workers=2, progress=lambda *state: told.append(state))
-    assert contents(parallel) == contents(TokenStore(kept / "store"))
-    for name in ("offsets", "file_of", "row_of", "source_of", "phase_of"):
-        with np.load(kept / "store" / "index.npz") as one, np.load(parallel.path / "index.npz") as two:
-            np.testing.assert_array_equal(one[name], two[name])
-    assert by_the_parent == [7, 7]
+    together = open_store(entries, model, OPTIONS, workers=2, progress=lambda *state: told.append(state))
+    assert same(together, alone)
+    assert by_the_parent == [7, 7, 6]  # until one batch was through; the third has a row that was dropped on reading
     # progress counts rows, dropped ones too, and ends at all of them with all bytes read
     assert told == sorted(told)
     assert told[-1] == (73, 1.0)
+
+
+def test_workers_pay_only_where_the_first_thread_holds_up_for_long() -> None:
+    share = 0.001
+    clock = store_workers._Clock(lambda: share)
+    done: Future[Any] = Future()
+    done.set_result(None)
+    clock._start -= 1.0  # one second spent, a thousandth read
+    assert not clock.workers_pay()  # nothing is known yet
+    for _ in range(store_workers.TRIED):
+        clock.wait_for(done)
+    assert clock.workers_pay()
+    clock.waited = 0.5  # the encoder is what holds up: more processes would only cost
+    assert not clock.workers_pay()
+    clock.waited, share = 0.0, 0.9  # soon over
+    assert not clock.workers_pay()
+
+
+def test_batches_are_bounded_by_rows_and_by_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_workers, "BATCH", 3)
+    monkeypatch.setattr(store_workers, "BATCH_CHARS", 50)
+    entry = write(tmp_path / "a.jsonl", [*(chat("q", "a") for _ in range(4)), chat("q", "a" * 60), chat("q", "a")])
+    rows = ((0, row) for row in read_conversations(entry.path))
+    assert [len(batch) for batch in store_workers._batches(rows)] == [3, 2, 1]
+
+
+def test_the_full_way_for_every_row_gives_the_same_store(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [write(tmp_path / "a.jsonl", rows_of_all_kinds())]
+    quick = set_aside(open_store(entries, model, OPTIONS), tmp_path / "quick")
+
+    def mismatch(*_: object) -> None:
+        raise QuickMismatch("a.jsonl:1")
+
+    # Rule: when a compared row differs, everything is made again without the quick way, aloud.
+    monkeypatch.setattr(Masker, "_compare_some", mismatch)
+    with caplog.at_level("WARNING", "sengi.data"):
+        full = open_store(entries, model, OPTIONS)
+    assert same(full, quick)
+    assert "a.jsonl:1: this chat template has to be run for every row" in caplog.text
+
+
+def test_the_garbage_collector_is_on_again(tmp_path: Path, model: Path) -> None:
+    open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+    assert gc.isenabled()
+    with pytest.raises(DataError):
+        open_store([write(tmp_path / "b.jsonl", [{"messages": 1}])], model, OPTIONS)
+    assert gc.isenabled()
 
 
 def test_overlong_samples_are_dropped_counted_and_listed(tmp_path: Path, model: Path) -> None:
@@ -265,9 +329,34 @@ def test_a_full_disk_is_an_error_that_names_the_cure(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_build.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.raises(DataError, match=r"No space left on device; free space or set SENGI_CACHE"):
         open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_cure(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SENGI_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"Not a directory; free space or set SENGI_CACHE to another disk"):
+        open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+
+
+def test_a_data_file_that_cannot_be_read_is_an_error_that_names_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = write(tmp_path / "a.jsonl", many(2))
+    plain_open = Path.open
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "a.jsonl":
+            raise PermissionError(13, "Permission denied")
+        return plain_open(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(Permission denied\); check the path"):
+        open_store([entry], model, OPTIONS)
 
 
 def test_two_builders_of_one_store_end_with_one(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sengi.data.bounded import COMPRESSIONS, LIMITS, Limits, open_bounded, open_regular, read_document
 from sengi.data.hub import download, looks_like_hub_id
@@ -112,7 +113,11 @@ def _missing(path: Path) -> str:
 
 
 def read_rows(
-    path: str | Path, *, limits: Limits = LIMITS, on_bytes: Callable[[int], None] | None = None
+    path: str | Path,
+    *,
+    limits: Limits = LIMITS,
+    on_bytes: Callable[[int], None] | None = None,
+    quick: Callable[[str, int], Any] | None = None,
 ) -> Iterator[Row]:
     """Yield (row number, row) of one data file; a row that cannot be read comes as a ``RowError``.
 
@@ -120,6 +125,8 @@ def read_rows(
         path: the file; its suffix says what it is.
         limits: bounds on lines and decompression.
         on_bytes: called with the bytes of the file read since the last call.
+        quick: asked first for each line of JSONL and its number; what it makes is yielded in place of the row, None
+            where the line has to be read with all checks.
 
     Yields:
         The row's number from 1 (JSONL: the line number; CSV: records after the header) and its columns.
@@ -134,7 +141,7 @@ def read_rows(
     if kind == ".parquet" and not compression:
         rows = parquet_rows(open_regular(Path(path), name), name, limits, on_bytes)
     else:
-        rows = _stream_rows(Path(path), name, kind, compression, limits, on_bytes)
+        rows = _stream_rows(Path(path), name, kind, compression, limits, on_bytes, quick)
     empty = True
     for row in rows:
         empty = False
@@ -144,11 +151,17 @@ def read_rows(
 
 
 def _stream_rows(
-    path: Path, name: str, kind: str, compression: str, limits: Limits, on_bytes: Callable[[int], None] | None
+    path: Path,
+    name: str,
+    kind: str,
+    compression: str,
+    limits: Limits,
+    on_bytes: Callable[[int], None] | None,
+    quick: Callable[[str, int], Any] | None,
 ) -> Iterator[Row]:
     with open_bounded(path, name, compression, limits, on_bytes) as stream:
         if kind == ".jsonl":
-            yield from jsonl_rows(stream, name, limits)
+            yield from jsonl_rows(stream, name, limits, quick)
         elif kind == ".csv":
             yield from csv_rows(stream, name, limits)
         elif kind == ".json":

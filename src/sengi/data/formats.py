@@ -21,8 +21,9 @@ from typing import Any
 
 from sengi.data.bounded import LIMITS, Limits
 from sengi.data.conversation import Conversation
-from sengi.data.files import read_rows, split_suffix
+from sengi.data.files import read_rows
 from sengi.data.messages import Messages, as_flag, as_list, as_text, as_tools, check_messages, parse_json
+from sengi.data.plain_lines import PlainLines, phase_of, source_of
 from sengi.data.rows import Problem, RowError, StrictDecoder, printable, show
 
 SHAREGPT_ROLES = {
@@ -88,8 +89,8 @@ def read_conversations(
         DataError: the file itself cannot be read to its end.
     """
     file = str(path)
-    for number, row in read_rows(path, limits=limits, on_bytes=on_bytes):
-        if isinstance(row, RowError):
+    for number, row in read_rows(path, limits=limits, on_bytes=on_bytes, quick=PlainLines(file)):
+        if isinstance(row, (Conversation, RowError)):
             yield row
             continue
         try:
@@ -100,7 +101,7 @@ def read_conversations(
 
 def _convert(row: dict[str, Any], file: str, number: int) -> Conversation:
     name = detect_format(row)
-    source, phase = _source(row, file), _phase(row)
+    source, phase = source_of(row, file), phase_of(row)
     if name == "text":
         text = as_text(row["text"], "column 'text'")
         if not text.strip():
@@ -126,19 +127,6 @@ def _convert(row: dict[str, Any], file: str, number: int) -> Conversation:
         file=file,
         row=number,
     )
-
-
-def _source(row: dict[str, Any], file: str) -> str:
-    for column in ("source", "dataset"):
-        value = row.get(column)
-        if isinstance(value, (str, int)) and value != "":
-            return str(value)
-    return split_suffix(file)[0]
-
-
-def _phase(row: dict[str, Any]) -> str:
-    value = row.get("phase")
-    return str(value) if isinstance(value, (str, int)) else ""
 
 
 # ---- one function a format: row -> (messages, whether all of them are supervised)

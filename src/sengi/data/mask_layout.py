@@ -59,14 +59,19 @@ class LayoutMaker:
         messages = prepare(conversation.messages)
         tools = conversation.tools
         rendered = self._template.render(messages, tools, False)
-        skeleton = self._skeleton(messages, tools)
+        skeleton = self.skeleton(messages, tools)
         texts = [read_slot(messages, slot) for slot in skeleton.slots]
         starts = fill(skeleton.parts, texts, rendered)
         if starts is None or not self._prompts_agree(messages, tools, skeleton, starts, rendered):
             return Differences(self._template, self._control, messages, tools, rendered).layout(trained, opened)
         return self._filled(messages, skeleton, starts, rendered, trained, opened)
 
-    def _skeleton(self, messages: list[Message], tools: Sequence[dict[str, Any]] | None) -> Skeleton:
+    def skeleton(self, messages: list[Message], tools: Sequence[dict[str, Any]] | None) -> Skeleton:
+        """The skeleton of a conversation's shape.
+
+        Raises:
+            MaskError: the template refuses the shape, or a role or tool holds a control token.
+        """
         key: Any = _shape_of(messages) if tools is None else None
         constants = ""
         if key is None:

@@ -26,16 +26,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from sengi.data.conversation import Conversation, Sample
+from sengi.data.mask_batch import Block, QuickMismatch, Work
 from sengi.data.mask_encode import Encoder
 from sengi.data.mask_layout import LayoutMaker
+from sengi.data.mask_notes import closing_text, structural_tokens, template_notes
+from sengi.data.mask_quick import Quick, Shape
 from sengi.data.mask_skeleton import Control
 from sengi.data.mask_span import Layout
 from sengi.data.template import ChatTemplate, TimeLimit
 from sengi.errors import MaskError, ModelError
 
 MASK_VERSION = 1  # raise it when the same conversation gives other ids or another mask
-_USER, _ASSISTANT = {"role": "user", "content": "\ue000u\ue001"}, {"role": "assistant", "content": "\ue000a\ue001"}
-_PLAIN_TURN = re.compile("\ue000a\ue001(.*)", re.DOTALL)
+COMPARED = 256  # of as many quick rows one goes the full way, too, and the first of each shape
 
 
 class Masker:
@@ -46,6 +48,7 @@ class Masker:
         render_seconds: CPU time that rendering one conversation may take.
         today: the date for templates that print it; default: the date at construction. Keep it (`date`) to
             make the same ids on another day.
+        quick: put plain conversations together without running the template where that is proven to be the same.
 
     Attributes:
         counts: repairs by name: ``control_text_kept_as_text`` (a message held the text of a control token),
@@ -56,7 +59,14 @@ class Masker:
         ModelError: no fast tokenizer, or the template does not compile or breaks its limits.
     """
 
-    def __init__(self, tokenizer: Any, *, render_seconds: float = 10.0, today: datetime.date | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        render_seconds: float = 10.0,
+        today: datetime.date | None = None,
+        quick: bool = True,
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise ModelError(
@@ -66,19 +76,26 @@ class Masker:
         self._limit = TimeLimit(render_seconds)
         self._today = today or datetime.date.today()
         self.counts: Counter[str] = Counter()
+        numbers = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
         added = backend.get_added_tokens_decoder().values()
         self._template = self._compile(None)
         names = {token.content for token in added if token.special}
         if self._template is not None:
             with self._limit:
-                names |= _structural(self._template, {token.content for token in added})
+                names |= structural_tokens(self._template, {token.content for token in added})
         pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
         self._control = Control(pattern)
         if self._template is not None:
             with self._limit:
-                self._control = Control(pattern, _closing_text(self._template, pattern))
+                self._control = Control(pattern, closing_text(self._template, pattern))
         self._encoder = Encoder(backend, pattern)
         self._makers: dict[str, LayoutMaker] = {}
+        self._quick: Quick | None = None
+        if quick and self._template is not None:
+            ids = {name: numbers[name] for name in names}
+            self._quick = Quick(self._template, self._maker(None), self._control, ids, self._encoder.header)
+        self._compared: set[Shape] = set()
+        self._quick_rows = 0
 
     def sample(self, conversation: Conversation) -> Sample:
         """Token ids and loss mask of one conversation.
@@ -105,20 +122,97 @@ class Masker:
             ModelError: as `sample`.
         """
         rows = list(conversations)
+        try:
+            return self.block(rows).samples()
+        except QuickMismatch:
+            self._quick = None
+            return self.block(rows).samples()
+
+    def block(self, rows: Sequence[Conversation]) -> Block:
+        """As `samples`, end to end in one piece.
+
+        Raises:
+            QuickMismatch: as `finish`.
+        """
+        return self.finish(self.encode(self.prepare(rows)))
+
+    def prepare(self, rows: Sequence[Conversation]) -> Work:
+        """First of three steps for a batch: render. Call it in the main thread, where the time limit works."""
+        work = Work(list(rows))
         with self._limit:
-            layouts = [self._layout(row) for row in rows]
-        whole = [layout.text for layout in layouts if isinstance(layout, Layout) and not layout.unsafe]
-        encodings = iter(self._encoder.batch(whole))
+            for number, row in enumerate(work.rows):
+                self._limit.row += 1
+                found = self._quick.text(row) if self._quick is not None and row.kind == "chat" else None
+                if found is None:
+                    work.full.append((number, self._layout(row)))
+                else:
+                    work.quick.append((number, found[0]))
+                    work.texts.append(found[1])
+        return work
+
+    def encode(self, work: Work) -> Work:
+        """Second step: tokenize, on all of the tokenizer's threads; may run beside the other steps of other batches."""
+        whole = [layout.text for _, layout in work.full if isinstance(layout, Layout) and not layout.unsafe]
+        work.encodings = self._encoder.batch(work.texts + whole)
+        return work
+
+    def finish(self, work: Work) -> Block:
+        """Third step: the masks.
+
+        Raises:
+            QuickMismatch: make everything again with ``quick=False``; a sample of rows showed that it is needed.
+            ModelError: as `sample`.
+        """
+        if self._quick is None or not work.quick:
+            return Block.of(self._finish_full(work))
+        ids, lengths = work.tokens()
+        mask, good = self._quick.masks([shape for _, shape in work.quick], ids, lengths)
+        block = Block(ids, mask, lengths, {})
+        right = good.tolist()
+        self._compare_some(work, block, right)
+        if not work.full and all(right):
+            return block
+        results = dict(zip((number for number, _ in work.full), self._finish_full(work), strict=True))
+        for (number, _), sample, fits in zip(work.quick, block.samples(), right, strict=True):
+            results[number] = sample if fits else self._in_full(work.rows[number])
+        return Block.of([results[number] for number in range(len(work.rows))])
+
+    def _compare_some(self, work: Work, block: Block, right: list[bool]) -> None:
+        """Send the first row of each shape and one in `COMPARED` the full way, too."""
+        starts = np.cumsum(block.lengths) - block.lengths
+        for k, (number, shape) in enumerate(work.quick):
+            if (self._quick_rows + k) % COMPARED and shape in self._compared:
+                continue
+            if not right[k]:
+                continue
+            self._compared.add(shape)
+            row, tokens = work.rows[number], slice(starts[k], starts[k] + block.lengths[k])
+            full = self._in_full(row)
+            if not isinstance(full, Sample) or not (
+                np.array_equal(full.input_ids, block.ids[tokens]) and np.array_equal(full.loss_mask, block.mask[tokens])
+            ):
+                raise QuickMismatch(row.place)
+        self._quick_rows += len(work.quick)
+
+    def _in_full(self, row: Conversation) -> Sample | MaskError:
+        """One row the full way."""
+        with self._limit:
+            self._limit.row += 1
+            work = Work([row], full=[(0, self._layout(row))])
+        return self._finish_full(self.encode(work))[0]
+
+    def _finish_full(self, work: Work) -> list[Sample | MaskError]:
+        encodings = iter(work.encodings[len(work.quick) :])
         results: list[Sample | MaskError] = []
-        for row, layout in zip(rows, layouts, strict=True):
+        for number, layout in work.full:
             if isinstance(layout, MaskError):
                 results.append(layout)
                 continue
             encoding = None if layout.unsafe else next(encodings)
             try:
-                results.append(self._encode(row, layout, encoding))
+                results.append(self._encode(work.rows[number], layout, encoding))
             except MaskError as error:
-                results.append(_at(row, error))
+                results.append(_at(work.rows[number], error))
         return results
 
     @property
@@ -129,6 +223,11 @@ class Masker:
             return () if eos is None else (eos,)
         closing = self._control.closing
         return () if closing is None else (self._tokenizer.convert_tokens_to_ids(closing),)
+
+    @property
+    def settings(self) -> tuple[datetime.date, bool]:
+        """The arguments ``today`` and ``quick`` of a masker in another process that shall do the same."""
+        return self._today, self._quick is not None
 
     @property
     def date(self) -> datetime.date | None:
@@ -153,28 +252,8 @@ class Masker:
         """What a person should know about this template, one sentence each."""
         if self._template is None:
             return ()
-        notes = []
         with self._limit:
-            prompt = _try_render(self._template, [_USER], True)
-            plain = _try_render(self._template, [_USER], False)
-            whole = _try_render(self._template, [_USER, _ASSISTANT], False) or ""
-        header = whole[len(prompt) : whole.find(_ASSISTANT["content"])] if prompt and whole.startswith(prompt) else ""
-        if header.strip() and prompt == plain:
-            notes.append(
-                f"the template ignores add_generation_prompt: the header {header!r} is masked, so at inference the "
-                "prompt must end with it"
-            )
-        if prompt and prompt != plain and whole and not whole.startswith(prompt):
-            notes.append(
-                "the generation prompt writes text that the template leaves out of a finished answer "
-                f"({prompt[len(plain or '') :]!r}): inference starts otherwise than training"
-            )
-        if self._control.closing is None:
-            notes.append("the template ends a turn with no control token: the model will not learn where to stop")
-        elif self._control.closing != self._tokenizer.eos_token:
-            notes.append(
-                f"turns end with {self._control.closing}, not with eos ({self._tokenizer.eos_token}): stop there"
-            )
+            notes = template_notes(self._template, self._control, self._tokenizer.eos_token)
         if self._template.uses_date:
             notes.append(f"the template prints the date, here {self._today}: it is part of the fingerprint")
         return tuple(notes)
@@ -185,7 +264,6 @@ class Masker:
             if row.kind == "text":
                 unsafe = self._control.pattern.search(row.text) is not None
                 return Layout(row.text, [], [(0, len(row.text))], unsafe)
-            self._limit.row += 1
             return self._maker(row.tools).layout(row)
         except MaskError as error:
             return _at(row, error)
@@ -215,7 +293,9 @@ class Masker:
 
     def _encode(self, row: Conversation, layout: Layout, encoding: Any) -> Sample:
         if row.kind == "text":
-            return self._document(layout, encoding)
+            if layout.unsafe:
+                self.counts["control_text_kept_as_text"] += 1
+            return self._encoder.document(layout, encoding, self._tokenizer.eos_token_id)
         if layout.unsaid:
             self.counts["reasoning_left_out_by_template"] += 1
         sample = None if encoding is None else self._encoder.sample(layout, encoding)
@@ -223,60 +303,6 @@ class Masker:
             sample = self._encoder.sample_by_twin(layout)
             self.counts["control_text_kept_as_text" if layout.unsafe else "prompt_border_cut"] += 1
         return sample
-
-    def _document(self, layout: Layout, encoding: Any) -> Sample:
-        """A plain text: every token supervised, begin and end as the tokenizer adds them, closed by eos."""
-        if not layout.text:
-            raise MaskError("no_supervised_token", "the document is empty")
-        if encoding is None:
-            body = self._encoder.ids_by_twin(layout)
-            self.counts["control_text_kept_as_text"] += 1
-        else:
-            body = np.array(encoding.ids, dtype=np.int32)
-        before, after = self._frame
-        ids = np.concatenate((before, body, after)).astype(np.int32)
-        if len(ids) < 2:
-            raise MaskError("no_supervised_token", "the document is a single token: nothing to predict")
-        return Sample(ids, np.ones(len(ids), dtype=np.uint8))
-
-    @cached_property
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """Ids that the tokenizer puts before and behind a text, with eos at the end where there is one."""
-        body = self._backend.encode("a", add_special_tokens=False).ids
-        full = self._backend.encode("a", add_special_tokens=True).ids
-        at = next(i for i in range(len(full)) if full[i : i + len(body)] == body)
-        before, after = full[:at], full[at + len(body) :]
-        eos = self._tokenizer.eos_token_id
-        return before, after if eos is None or eos in after else [*after, eos]
-
-
-def _try_render(template: ChatTemplate, messages: list[dict[str, str]], ask: bool) -> str | None:
-    """A probe's rendering, or None where the template refuses the probe."""
-    try:
-        return template.render(messages, None, ask)
-    except MaskError as error:
-        if error.reason == "template_limits":
-            raise ModelError(f"{error.reason}: {error}") from error
-        return None
-
-
-def _structural(template: ChatTemplate, added: set[str]) -> set[str]:
-    """Added tokens not marked special that the template writes around messages: they are control tokens too."""
-    text = _try_render(template, [_USER, _ASSISTANT, _USER], False) or _try_render(template, [_USER, _ASSISTANT], False)
-    # Runs of white space and plain words can be added tokens too; those never steer a conversation.
-    marks = {token for token in added if token.strip() and not token.strip().isalnum()}
-    return {token for token in marks if text and token in text}
-
-
-def _closing_text(template: ChatTemplate, pattern: re.Pattern[str]) -> str | None:
-    """The control token that follows a plain answer at the end of a conversation."""
-    system = {"role": "system", "content": "s"}
-    for messages in ([_USER, _ASSISTANT], [system, _USER, _ASSISTANT]):
-        text = _try_render(template, messages, False)
-        if text and (turn := _PLAIN_TURN.search(text)):
-            token = pattern.search(turn[1])
-            return token[0] if token else None
-    return None
 
 
 def _name(tokenizer: Any) -> str:

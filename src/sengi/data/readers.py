@@ -18,7 +18,7 @@ from sengi.errors import DataError
 PARQUET_BATCH = 64  # rows decoded at a time: small, since one encoded row can repeat into a large one
 UTF8_BOM = b"\xef\xbb\xbf"
 
-Row = tuple[int, dict[str, Any] | RowError]
+Row = tuple[int, Any]  # a dict or a RowError, or what ``quick`` made
 
 
 def _lines(stream: io.BufferedIOBase, name: str, limits: Limits) -> Iterator[tuple[int, str]]:
@@ -48,14 +48,25 @@ def _cut(name: str, number: int) -> str:
     return f"{name}:{number}: the last line is cut or not JSON; get the file again, or delete that line"
 
 
-def jsonl_rows(stream: io.BufferedIOBase, name: str, limits: Limits) -> Iterator[Row]:
+def jsonl_rows(
+    stream: io.BufferedIOBase, name: str, limits: Limits, quick: Callable[[str, int], Any] | None = None
+) -> Iterator[Row]:
     """Yield the rows of JSONL, one a line; blank lines are skipped.
+
+    Args:
+        stream: the file's bytes.
+        name: its name in messages.
+        limits: see ``read_rows``.
+        quick: see ``read_rows``.
 
     Raises:
         DataError: a line is not UTF-8 or too long, or the last one is cut.
     """
     decoder = StrictDecoder()
     for number, line in _lines(stream, name, limits):
+        if quick is not None and (made := quick(line, number)) is not None:
+            yield number, made
+            continue
         if line.isspace() or not line:
             continue
         try:

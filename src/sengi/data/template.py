@@ -94,11 +94,12 @@ class ChatTemplate:
         self._now = datetime.datetime.combine(today, datetime.time())
         try:
             self._compiled: Any = chat_template_utils._compile_jinja_template(text)
-            syntax = self._compiled.environment.parse(text)
+            self.syntax: jinja2.nodes.Template = self._compiled.environment.parse(text)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the chat template does not compile, line {error.lineno}: {one_line(error)}: mend chat_template.jinja"
             ) from error
+        syntax = self.syntax
         names = {node.name for node in syntax.find_all(jinja2.nodes.Name)}
         self.uses_date = "strftime_now" in names
         self.prompt_reads_messages = _prompt_reads_messages(syntax)
