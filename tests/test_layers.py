@@ -25,7 +25,7 @@ LAYERS = [
     {"model"},
     {"data", "world"},
     {"recipe_sources"},
-    {"recipe", "storage", "environment", "evaluation", "statistics"},
+    {"recipe", "storage", "environment", "evaluation", "statistics", "collective"},
     {"disk"},
     {"errors"},
 ]

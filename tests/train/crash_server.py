@@ -199,6 +199,7 @@ class Server:
                     child.kill_after(draw.uniform(0, 1.2 * self.startup))
                 elif aim < 0.35:  # at any moment of its work
                     child.wait_for("start")
+                    self.startup = min(self.startup, time.monotonic() - child.born)  # a slow first one aims too late
                     child.kill_after(draw.uniform(0, 3.5 * self.step_seconds))
                 else:  # after a step was logged: the moments of sync, save, removal and status
                     child.wait_for("step", draw.randint(1, 2))

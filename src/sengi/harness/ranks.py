@@ -8,18 +8,15 @@ are dealt out, neighbours together; lm-eval sees one process with all answers. M
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
-import sengi.errors as errors
-from sengi.errors import RankError, SengiError
+from sengi import collective
 
 PATIENCE = datetime.timedelta(hours=24)  # shares take unequal time; a process that dies is noticed at once
 
@@ -74,34 +71,7 @@ class TorchRanks:
         Raises:
             SengiError: the error of the lowest rank that failed; RankError for any other exception elsewhere.
         """
-        result, failure, raised = None, None, None
-        try:
-            result = work()
-        except Exception as error:
-            raised, failure = error, [type(error).__name__, str(error) or repr(error)]
-        outcomes = self._gather([result, failure])
-        for rank, (_, problem) in enumerate(outcomes):
-            if problem is None:
-                continue
-            if raised is not None and rank == self.rank:
-                raise raised
-            kind = getattr(errors, problem[0], None)
-            told: SengiError = RankError(f"rank {rank}: {problem[0]}: {problem[1]}")
-            if isinstance(kind, type) and issubclass(kind, SengiError) and kind is not errors.MaskError:
-                told = kind(problem[1])
-            told.elsewhere = True  # the rank it happened on prints it
-            raise told
-        return [value for value, _ in outcomes]
-
-    def _gather(self, value: Any) -> list[Any]:
-        data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
-        padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
-        padded[: len(data)] = torch.from_numpy(data.copy())
-        parts = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded, group=self.group)
-        return [json.loads(part[: int(n)].numpy().tobytes()) for part, n in zip(parts, sizes, strict=True)]
+        return collective.together(work, self.rank, self.size, self.group)
 
 
 def join_ranks() -> Ranks:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import sengi.errors as errors
-from sengi.errors import RankError, SengiError
+from sengi import collective
 from sengi.train.parent import die_with
 
 STALL_TIMEOUT = 300  # seconds a rank may keep the others waiting in a step before all stop (torch: 1,800)
@@ -56,16 +54,7 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """JSON values of all ranks, by rank."""
-        if self.size == 1:
-            return [value]
-        data = json.dumps(value).encode()
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.control)
-        padded = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
-        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        parts = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded, group=self.control)
-        return [json.loads(bytes(p[: int(n)].tolist())) for p, n in zip(parts, sizes, strict=True)]
+        return collective.gather(value, self.size, self.control)
 
     def together(self, work: Callable[[], Any]) -> list[Any]:
         """Run ``work`` on every rank; JSON results by rank, or the same error on all of them.
@@ -74,25 +63,7 @@ class World:
             SengiError: the error of the lowest rank that failed, as the same class; RankError for any other
                 exception on another rank.
         """
-        result, failure, raised = None, None, None
-        try:
-            result = work()
-        except Exception as error:
-            raised = error
-            failure = [type(error).__name__, str(error) or repr(error)]
-        outcomes = self.gather([result, failure])
-        for rank, (_, problem) in enumerate(outcomes):
-            if problem is None:
-                continue
-            if raised is not None and rank == self.rank:
-                raise raised
-            kind = getattr(errors, problem[0], None)
-            told: SengiError = RankError(f"rank {rank}: {problem[0]}: {problem[1]}")
-            if isinstance(kind, type) and issubclass(kind, SengiError) and kind is not errors.MaskError:
-                told = kind(problem[1])
-            told.elsewhere = True  # the rank it happened on prints it
-            raise told
-        return [value for value, _ in outcomes]
+        return collective.together(work, self.rank, self.size, self.control)
 
     def on_first(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` on rank 0 only; its JSON result, or its error, on every rank."""
