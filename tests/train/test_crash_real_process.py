@@ -21,7 +21,7 @@ from crash_harness import differences, dynamics, environment, seeded, write_reci
 from sengi import storage
 
 STEPS = 60
-PARTS, KILLS = 2, 10
+PARTS, KILLS = 4, 5  # one part by default, the others with `make test-slow`
 TRAIN = ["-m", "sengi", "train"]
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TRAIN]
 
@@ -93,7 +93,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 def test_kill_at_random_moments(root: Path, part: int) -> None:
     draw, folder = random.Random(seeded(part)), folder_for(root, f"kills-{part}")
     startup, run = float((root / "startup").read_text()), folder / "run"
