@@ -21,7 +21,7 @@ from sengi.inference.prefix_tree import PrefixTree
 from sengi.inference.token_logits import Chunks, PlainLogits, TreeLogits, shares_prefixes
 from sengi.inference.tree_attention import NAME
 
-CPU_TOKENS = 1024  # in a forward call on the CPU: more only takes memory (same tokens a second from 256 on, measured)
+CPU_TOKENS = 512  # in a forward call on the CPU: more only takes memory (same tokens a second from 256 on, measured)
 KEYS_PER_TOKEN = 16  # keys that the nodes of a pack see, over the token budget: CUDA's kernel has to gather them
 
 Request = tuple[Sequence[int], Sequence[int]]
