@@ -94,6 +94,35 @@ def test_weights_out_of_range_are_refused(weight: Any) -> None:
         DataEntry(path="a", weight=weight)
 
 
+# ten times full fine-tuning's; a rate that is given wins
+def test_the_default_rate_follows_the_method() -> None:
+    assert small_recipe(use_peft=True).learning_rate == 10 * small_recipe().learning_rate
+    assert small_recipe(use_peft="true").learning_rate == 2e-4
+    assert small_recipe(use_peft=True, learning_rate=2e-5).learning_rate == 2e-5
+    lora = small_recipe(use_peft=True, load_in_4bit=True)
+    assert Recipe.model_validate(lora.model_dump()) == lora
+    assert "ten times" in default_reason("learning_rate", lora)
+    assert "ten times" not in default_reason("learning_rate", small_recipe())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("load_in_4bit", True), ("lora_r", 16), ("lora_alpha", 16), ("lora_target_modules", ["q_proj"])],
+)
+def test_keys_of_lora_mean_nothing_without_it(key: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=f"{key} is .*, but no adapter is trained; set use_peft: true or remove"):
+        small_recipe(**{key: value})
+    assert getattr(small_recipe(use_peft=True, **{key: value}), key) == value
+    # as a resolved recipe writes it
+    assert small_recipe(**{key: Recipe.model_fields[key].default})
+
+
+@pytest.mark.parametrize(("key", "value"), [("lora_r", 0), ("lora_alpha", 0), ("lora_target_modules", [])])
+def test_values_of_lora_out_of_range_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        small_recipe(use_peft=True, **{key: value})
+
+
 def test_a_recipe_does_not_change_after_validation() -> None:
     recipe = small_recipe()
     with pytest.raises(ValidationError):

@@ -44,6 +44,17 @@ def test_numbers_are_read_as_json_reads_them(tmp_path: Path, text: str, value: f
     assert resolve_recipe(values=VALUES, overrides=[f"learning_rate={text}"]).recipe.learning_rate == value
 
 
+def test_keys_of_lora(tmp_path: Path) -> None:
+    found = resolve_recipe(write(tmp_path, "use_peft: true\nlora_target_modules: q_proj\n"))
+    assert found.recipe.lora_target_modules == ["q_proj"]
+    assert "learning_rate: 0.0002  # default" in found.to_yaml()
+    assert "learning_rate" not in found.origins
+    # a preset's rate was given, if not by the user: it stays, and the plan says what to think of it
+    assert resolve_recipe(write(tmp_path, "use_peft: true\npreset: lab\n")).recipe.learning_rate == 2e-5
+    message = error_of(write(tmp_path, "use_peft: true\nlora_dropout: 0.05\n"))
+    assert "recipe.yaml:5: there is no key 'lora_dropout': dropout noise would depend on how samples" in message
+
+
 @pytest.mark.parametrize("word", ["on", "off", "yes", "no", "y", "n"])
 def test_words_are_words(tmp_path: Path, word: str) -> None:
     # YAML 1.1 reads them as booleans: a folder called "on" would be True

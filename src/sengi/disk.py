@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,14 @@ class Disk:
 
     def __init__(self) -> None:
         self.calls = 0
+        self._counting = threading.Lock()  # a checkpoint is written in a thread
         self.fault: Callable[[str, int, Path], int | None] | None = None
 
     def _enter(self, name: str, path: Path) -> int | None:
-        self.calls += 1
-        return self.fault(name, self.calls, path) if self.fault is not None else None
+        with self._counting:
+            self.calls += 1
+            number = self.calls
+        return self.fault(name, number, path) if self.fault is not None else None
 
     def open(self, path: Path, flags: int) -> int:
         """Open with mode 0644, close-on-exec."""

@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 PAPER = "arXiv 2412.13337"
+# Schulman and Thinking Machines Lab, "LoRA Without Regret", 2025: over 14 Llama and Qwen models the best rate of LoRA
+# was 9.8 times that of full fine-tuning; Biderman et al., arXiv 2405.09673, figure S1, found the same factor
+REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
+LORA_LEARNING_RATE = 2e-4  # ten times the default of full fine-tuning
+LORA_KEYS = ("load_in_4bit", "lora_r", "lora_alpha", "lora_target_modules")  # mean nothing without use_peft
 
 
 def _field(default: Any, reason: str, **checks: Any) -> Any:
@@ -19,7 +24,7 @@ def _field(default: Any, reason: str, **checks: Any) -> Any:
     return Field(default, json_schema_extra={"reason": reason}, **checks)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """Unknown keys are errors, values never change after validation, docstrings are the documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -33,7 +38,7 @@ class _Strict(BaseModel):
         return value
 
 
-class DataEntry(_Strict):
+class DataEntry(Strict):
     """One training file, folder or hub dataset."""
 
     path: str
@@ -45,7 +50,7 @@ class DataEntry(_Strict):
     """Times an epoch each sample is seen; a fraction takes a seeded share, another one each epoch."""
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """One supervised fine-tuning run."""
 
     model_name_or_path: str = Field(min_length=1)
@@ -60,7 +65,7 @@ class Recipe(_Strict):
     effective_batch_size: int = _field(3840, f"{PAPER}: 3,840-7,680 ends above 128 on MMLU and MT-Bench", ge=1)
     """Samples (conversations) in one optimizer step, exactly, on any number of devices."""
     learning_rate: float = _field(2e-5, f"{PAPER}: best for Granite; 1e-6 was best for Mistral", gt=0, le=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; with use_peft the default is 2e-4."""
     lr_scheduler_type: Literal["constant", "cosine", "linear"] = _field(
         "constant", f"{PAPER}: constant equals cosine within noise and needs no planned end"
     )
@@ -89,6 +94,31 @@ class Recipe(_Strict):
         "auto", "bfloat16 where the hardware has it; weights and optimizer stay float32"
     )
     """Precision of the forward and backward computation; master weights are float32 in every case."""
+    gradient_checkpointing: Literal["auto", "none", "selective", "full"] = _field(
+        "auto", "the fastest whose memory forecast fits"
+    )
+    """What the layers compute again in the backward pass to save memory: nothing (``none``, or false), all but matrix
+    products and attention (``selective``), or everything (``full``, or true). Never changes the result by a bit."""
+    fsdp_sharding_strategy: Literal["full_shard", "hybrid_shard"] = _field(
+        "full_shard", "the least memory; hybrid pays where the network between machines is slow"
+    )
+    """Several processes: ``full_shard`` splits weights, gradients and moments over all of them; ``hybrid_shard`` over
+    those of one machine, and each machine holds a copy. Changes speed and memory, never the result."""
+    fsdp_reshard_after_forward: bool = _field(True, "the least memory; PyTorch's default")
+    """Several processes: whether a layer's gathered weights are freed after the forward pass and gathered again for
+    the backward pass; false keeps them, which takes the memory of the whole model and saves a third of the traffic."""
+    fsdp_gradient_reduction: Literal["auto", "step", "micro_batch"] = _field(
+        "auto", "step where whole float32 gradients take at most a quarter of the device's memory"
+    )
+    """Several processes: whether gradients cross the network once a step, which keeps whole gradients (4 bytes a
+    parameter) on each device, or with each micro-batch."""
+
+    optim: Literal["adamw_torch_fused", "adamw_anyprecision", "adamw_bnb_8bit"] = _field(
+        "adamw_torch_fused", "float32 moments, the reference that the others are held against (docs/memory.md)"
+    )
+    """AdamW, by the precision of its two moments: float32 (``adamw_torch_fused``, 8 bytes a parameter), bfloat16
+    (``adamw_anyprecision``, 4 bytes), or 8 bits in blocks (``adamw_bnb_8bit``, 2 bytes, by bitsandbytes, on one
+    process)."""
     weight_decay: float = _field(0.0, f"{PAPER}: the authors' optimizer", ge=0, le=1)
     """Decoupled weight decay, on matrices only (not on norms and biases)."""
     adam_beta1: float = _field(0.9, f"{PAPER}", ge=0, lt=1)
@@ -103,12 +133,30 @@ class Recipe(_Strict):
     seed: int = _field(42, "the authors' default", ge=0, lt=2**32)
     """Decides the order of the data, and all else that is random."""
 
+    use_peft: bool = _field(False, f"{PAPER}: full fine-tuning; LoRA was not studied")
+    """Whether a LoRA adapter is trained beside the frozen model in place of the model itself (docs/lora.md)."""
+    load_in_4bit: bool = _field(False, "the frozen model as it is stored; 4 bits save memory and cost accuracy")
+    """Whether the frozen model is held in 4-bit NF4 with double quantization (QLoRA); needs use_peft."""
+    lora_r: int = _field(32, "the default of Thinking Machines' Tinker; large data asks for more", ge=1, le=4096)
+    """Rank of the adapter's matrices: what it can hold; needs use_peft."""
+    lora_alpha: int = _field(32, f"{REGRET}: no other value did better, at any rank", ge=1, le=65_536)
+    """Scale of the adapter, whose product is multiplied by lora_alpha / lora_r; needs use_peft."""
+    lora_target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = _field(
+        "all-linear", f"{REGRET}: attention alone does worse, at equal numbers of parameters"
+    )
+    """Linear layers that get an adapter, by the last part of their names; all-linear means all but the output
+    embedding. Needs use_peft."""
+
     save_steps: int | None = _field(None, "save_samples decides", ge=1)
     """Optimizer steps between checkpoints."""
     save_samples: int | None = _field(250_000, f"{PAPER}: checkpoints about every 250,000 samples", ge=1)
     """Samples between checkpoints; ignored where save_steps is given. The last step is always saved."""
     save_total_limit: int | None = _field(3, "room for the newest and two to fall back to", ge=1)
     """Checkpoints kept; older ones are removed after a newer one is safe on disk."""
+    save_in_background: bool = _field(True, "training waits for a copy in memory, not for the disk")
+    """Whether training goes on while a checkpoint is written, from a copy of weights and moments in CPU memory (12
+    bytes a parameter, over all ranks, and the exported weights). Where that is more than half of the free memory,
+    training waits instead, and says so."""
 
     eval_data: list[DataEntry] = Field(default_factory=list)
     """Held-out conversations: their loss is reported by source and phase."""
@@ -137,6 +185,17 @@ class Recipe(_Strict):
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Trackers that follow dynamics.jsonl; a failing tracker never stops a run."""
 
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value  # as Hugging Face's key
+
+    @model_validator(mode="after")
+    def _rate_of_the_method(self) -> Recipe:
+        if self.use_peft and "learning_rate" not in self.model_fields_set:
+            object.__setattr__(self, "learning_rate", LORA_LEARNING_RATE)  # frozen from here on
+        return self
+
     @model_validator(mode="after")
     def _check_together(self) -> Recipe:
         budget = self.max_tokens_per_device
@@ -144,6 +203,14 @@ class Recipe(_Strict):
             raise ValueError(f"max_tokens_per_device is {budget}, but a micro-batch needs at least 8 tokens; raise it")
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(f"warmup_steps is {self.warmup_steps}: give whole steps, or a share below 1")
+        if self.optim == "adamw_anyprecision" and self.adam_beta2 > 0.99:
+            raise ValueError(
+                f"adam_beta2 is {self.adam_beta2}, but a bfloat16 second moment cannot follow steps of less than 1/256 "
+                "of itself (optim adamw_anyprecision); set adam_beta2 to at most 0.99 or another optim"
+            )
+        for key in LORA_KEYS if not self.use_peft else ():
+            if (value := getattr(self, key)) != Recipe.model_fields[key].default:
+                raise ValueError(f"{key} is {value}, but no adapter is trained; set use_peft: true or remove {key}")
         return self
 
     def warmup_count(self, total_steps: int) -> int:
@@ -156,8 +223,10 @@ def field_names() -> list[str]:
     return list(Recipe.model_fields)
 
 
-def default_reason(key: str) -> str:
-    """Why the default of ``key`` is what it is; empty for keys without a stated reason."""
+def default_reason(key: str, recipe: Recipe | None = None) -> str:
+    """Why the default of ``key`` is what it is, in ``recipe`` if given; empty for keys without a stated reason."""
+    if key == "learning_rate" and recipe is not None and recipe.use_peft:
+        return f"{REGRET}: the best rate of LoRA is ten times that of full fine-tuning, {PAPER}'s 2e-5"
     extra = Recipe.model_fields[key].json_schema_extra
     return str(extra.get("reason", "")) if isinstance(extra, dict) else ""
 

@@ -20,6 +20,10 @@ from pydantic import ValidationError
 from sengi.errors import RecipeError
 from sengi.recipe import DataEntry, Recipe, default_reason, field_names
 
+# Keys of other trainers that are left out on purpose, with the reason
+LEFT_OUT = {
+    "lora_dropout": "dropout noise would depend on how samples are packed; remove it (docs/lora.md)",
+}
 MAX_RECIPE_BYTES = 1 << 20  # a recipe is a page of text; anything longer is a mistake or an attack
 
 
@@ -89,7 +93,7 @@ def resolve_recipe(
     """
     layers: list[tuple[dict[str, Any], dict[str, str]]] = []
     if file is not None:
-        layers.append(_read_yaml(Path(file)))
+        layers.append(read_yaml(Path(file)))
     top: dict[str, Any] = dict(values or {})
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -122,7 +126,7 @@ def preset_text(name: str) -> str:
         RecipeError: no such preset; names the nearest.
     """
     if name not in preset_names():
-        raise RecipeError(f"preset: there is no preset '{name}'{_nearest(name, preset_names())}")
+        raise RecipeError(f"preset: there is no preset '{name}'{nearest(name, preset_names())}")
     return (resources.files("sengi") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -131,10 +135,15 @@ def read_preset(name: str) -> dict[str, Any]:
     return dict(yaml.load(preset_text(name), Loader=_Loader))  # noqa: S506 - _Loader derives from SafeLoader
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Keys and values of a YAML mapping, and the ``file:line`` of each key.
+
+    Raises:
+        RecipeError: no such file, or it is not a mapping that can be read without doubt.
+    """
     if not path.is_file():
         nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise RecipeError(f"{path}: no such recipe file{_nearest(path.name, nearby)}; 'sengi recipe init' writes one")
+        raise RecipeError(f"{path}: no such recipe file{nearest(path.name, nearby)}; 'sengi recipe init' writes one")
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise RecipeError(
             f"{path}: {path.stat().st_size:,} bytes is no recipe (at most {MAX_RECIPE_BYTES:,}); check the path"
@@ -202,7 +211,9 @@ def _refuse_unknown(values: Mapping[str, Any], origins: Mapping[str, str], known
         if key not in known:
             place = origins.get(key, inside)
             where = f"{place}: " if place else ""
-            raise RecipeError(f"{where}there is no key '{key}'{_nearest(key, known)}; 'sengi recipe schema' lists all")
+            if key in LEFT_OUT:
+                raise RecipeError(f"{where}there is no key '{key}': {LEFT_OUT[key]}")
+            raise RecipeError(f"{where}there is no key '{key}'{nearest(key, known)}; 'sengi recipe schema' lists all")
     for key in ("data", "eval_data"):
         entries = values.get(key)
         where = f"{origins[key]}: {key}" if key in origins else key
@@ -211,7 +222,8 @@ def _refuse_unknown(values: Mapping[str, Any], origins: Mapping[str, str], known
                 _refuse_unknown(entry, {}, list(DataEntry.model_fields), f"{where} entry {number + 1}")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` where one of ``known`` looks like ``name``, else empty; the end of a message."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match else ""
 
@@ -225,6 +237,9 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Recipe:
     for key in ("eval_questions", "report_to"):
         if isinstance(values.get(key), str):
             values[key] = [] if values[key] == "none" else [values[key]]
+    targets = values.get("lora_target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        values["lora_target_modules"] = [targets]
     if isinstance(values.get("eval_tasks"), str):  # as on the command line of sengi eval
         values["eval_tasks"] = [word.strip() for word in values["eval_tasks"].split(",") if word.strip()]
     try:

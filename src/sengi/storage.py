@@ -64,10 +64,11 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def _write_new(path: Path, data: bytes | memoryview) -> None:
+def _write_new(path: Path, *pieces: bytes | memoryview) -> None:
     fd = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        disk.write_all(fd, data, path)
+        for data in pieces:
+            disk.write_all(fd, data, path)
         disk.fsync(fd, path)
     finally:
         os.close(fd)
@@ -155,15 +156,19 @@ class Stage:
         self.path = path
         self.records: dict[str, dict[str, Any]] = {}
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write one new file (``name`` may have one folder in it) and flush it to the device."""
+    def write(self, name: str, *pieces: bytes | memoryview) -> None:
+        """Write one new file of these pieces (``name`` may have one folder in it) and flush it to the device."""
         target = self.path / name
-        with explained(target, f"writing {len(data):,} bytes"):
+        size = sum(map(len, pieces))
+        with explained(target, f"writing {size:,} bytes"):
             if not target.parent.exists():
                 with contextlib.suppress(FileExistsError):  # another rank was first
                     disk.mkdir(target.parent)
-            _write_new(target, data)
-        self.records[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            _write_new(target, *pieces)
+        digest = hashlib.sha256()
+        for data in pieces:
+            digest.update(data)
+        self.records[name] = {"sha256": digest.hexdigest(), "size": size}
 
 
 def begin(folder: Path) -> Stage:

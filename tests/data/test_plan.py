@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sengi.data import plan as plan_module
 from sengi.data.plan import StepPlan
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -97,6 +99,34 @@ def test_a_fraction_takes_another_share_each_epoch() -> None:
     # two random halves have 250 in common, give or take 16
     assert 150 < len(shares[0] & shares[1]) < 350
     assert len(set(shares)) == 4
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 120), st.integers(5, 60), SEEDS, st.sampled_from([(), (1.5,), (2.0,)]))
+def test_blocks_of_an_epoch_do_not_change_its_order(samples, batch, seed, weights) -> None:
+    # a large epoch is ordered block by block; here blocks have 16 samples in place of a million
+    entries = [(samples, weight) for weight in weights]
+    whole = np.concatenate(all_steps(StepPlan(samples, batch, 2, seed, entries=entries)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "BLOCK_BITS", 4)
+        plan = StepPlan(samples, batch, 2, seed, entries=entries)
+        np.testing.assert_array_equal(np.concatenate(all_steps(plan)), whole)
+        # in any order of asking, as a resumed run does
+        for step in (plan.num_steps, 1):
+            np.testing.assert_array_equal(plan.step_samples(step), whole[(step - 1) * batch : step * batch])
+
+
+def test_memory_of_a_large_epoch_is_that_of_a_block() -> None:
+    size = 20_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "BLOCK_BITS", 8)
+        plan = StepPlan(size, 100, 1, 0)
+        tracemalloc.start()
+        for step in range(1, 11):
+            plan.step_samples(step)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 8 * size / 2  # less than half of the order as one array of int64
 
 
 def test_epochs_and_seeds_give_unrelated_orders() -> None:

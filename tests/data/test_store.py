@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from tests.model.tiny_folder import tiny_tokenizer
 from tests.model.tiny_folder import write_tiny_folder as write_model
 
+from sengi.data import store as store_module
 from sengi.data import store_build, store_workers
 from sengi.data.formats import read_conversations
 from sengi.data.mask_batch import QuickMismatch
@@ -95,6 +95,14 @@ def test_summary_adds_up(tmp_path: Path, model: Path) -> None:
     assert sum(value["supervised_tokens"] for value in summary["sources"].values()) == int(store.supervised.sum())
     assert sum(summary["length_histogram"]["counts"]) == 12
     assert list(summary["phases"]) == ["(none)"]
+
+
+def test_supervised_tokens_are_counted_in_pieces(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store([write(tmp_path / "a.jsonl", many(9))], model, OPTIONS)
+    for size in (1, 2, 4, 9, 100):
+        monkeypatch.setattr(store_module, "_CHUNK", size)
+        counted = TokenStore(store.path).supervised
+        assert counted.tolist() == [sample.num_supervised for sample in store.samples(range(9))]
 
 
 def test_a_second_request_opens_the_same_files(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +199,7 @@ def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, mo
     monkeypatch.setattr(store_workers, "BATCH", 7)
     monkeypatch.setattr(store_workers._Clock, "workers_pay", lambda clock: clock.batches >= 1)
     told: list[tuple[int, float]] = []
-    together = open_store(entries, model, OPTIONS, workers=2, progress=lambda *state: told.append(state))
+    together = open_store(entries, model, OPTIONS, workers=3, progress=lambda *state: told.append(state))
     assert same(together, alone)
     assert by_the_parent == [7, 7, 6]  # until one batch was through; the third has a row that was dropped on reading
     # progress counts rows, dropped ones too, and ends at all of them with all bytes read
@@ -361,17 +369,18 @@ def test_a_data_file_that_cannot_be_read_is_an_error_that_names_it(
 
 def test_two_builders_of_one_store_end_with_one(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = write(tmp_path / "a.jsonl", many(3))
-    rename, others = os.rename, []
+    builds, blocks = [], store_build.blocks
 
-    def overtaken(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "rename", rename)
-        others.append(open_store([entry], model, OPTIONS))  # another process is first
-        rename(source, target)
+    def counted(*arguments: Any) -> Any:
+        builds.append(arguments)
+        return blocks(*arguments)
 
-    monkeypatch.setattr(os, "rename", overtaken)
-    store = open_store([entry], model, OPTIONS)
-    assert store.path == others[0].path
-    assert len(store) == 3
+    monkeypatch.setattr(store_build, "blocks", counted)
+    with ThreadPoolExecutor(3) as pool:
+        stores = [pool.submit(open_store, [entry], model, OPTIONS) for _ in range(3)]
+    assert len({store.result().path for store in stores}) == 1
+    assert len(builds) == 1
+    assert len(stores[0].result()) == 3
 
 
 FILES = ["ids.bin", "mask.bin", "index.npz", "meta.json"]

@@ -73,7 +73,7 @@ def write_adapter(folder: Path, config: object, weights: str = "adapter_model.sa
 @pytest.mark.parametrize(
     ("config", "weights", "message"),
     [
-        ("{", "adapter_model.safetensors", "adapter_config.json: cannot be read"),
+        ("{", "adapter_model.safetensors", "adapter_config.json: not JSON"),
         ({"peft_type": "LORA"}, "adapter_model.safetensors", "base_model_name_or_path is missing; name the base with"),
         ({"peft_type": "IA3"}, "adapter_model.safetensors", "peft_type is 'IA3'; only LORA adapters are loaded"),
         ({"peft_type": "LORA"}, "adapter_model.bin", "no adapter_model.safetensors; adapter_model.bin is a pickle"),

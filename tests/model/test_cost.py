@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from sengi.data.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.model import cost as module
-from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
+from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops
 from sengi.model.supervised import prepare
 
 CPU = torch.device("cpu")
@@ -59,29 +60,21 @@ def test_attention_cost_is_the_exchange_rate_of_packing() -> None:
     assert ModelCost(1, 0, 1, 1.0, 1).attention_cost == 0.0
 
 
-def test_auto_budget() -> None:
-    cost = ModelCost(parameters=10_000_000, linear=1, head=1, squared=0.0, activation_bytes=100_000)
-
-    def budget(memory: float, device: torch.device = CPU, longest: int = 100, ranks: int = 1) -> int:
-        return token_budget(cost, longest, int(memory), ranks, device)
-
-    # more memory never gives less, between a floor and a ceiling, in steps of 512
-    budgets = [budget(m) for m in (0, 3e8, 4e8, 6e8, 1e9, 1e10)]
-    assert budgets == sorted(budgets)
-    assert (budgets[0], budgets[-1]) == (512, 4096)
-    assert all(b % 512 == 0 for b in budgets)
-    # weights, gradients and two moments in float32 come first, and shards are smaller
-    assert budget(160e6 / 0.7) == 512
-    assert budget(5e8, ranks=4) > budget(5e8)
-    # whatever fits must fit the longest sample
-    assert budget(0, longest=5000) == 5000
-    assert budget(1e15, device=torch.device("cuda")) == 65_536
-
-
 def test_memory_is_shared_by_the_ranks_of_a_machine() -> None:
     one, four = available_memory(CPU, 1), available_memory(CPU, 4)
     assert 0 < four < one < 1 << 50
     assert one / four == pytest.approx(4, rel=0.3)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert module._container_room(77, tmp_path) == 77  # no control groups here
+    (tmp_path / "memory.max").write_text("max\n")
+    assert module._container_room(77, tmp_path) == 77
+    for name, text in (("max", "1000"), ("current", "700"), ("stat", "anon 500\ninactive_file 150\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert module._container_room(77, tmp_path) == 450
+    (tmp_path / "memory.current").write_text("2000")
+    assert module._container_room(77, tmp_path) == 0
 
 
 def test_peak_of_a_cpu_is_measured() -> None:

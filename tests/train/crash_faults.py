@@ -94,8 +94,14 @@ def newest_good(run: Path) -> int:
     return 0
 
 
-def judge(run: Path, base: Path, unbroken: Path, fault: FaultAt, code: int, told: list[Any]) -> list[str]:
-    """What is wrong with the folder and the message right after the fault; empty where all is well."""
+def judge(
+    run: Path, originals: dict[int, Path], unbroken: Path, fault: FaultAt, code: int, told: list[Any], begun: bool
+) -> list[str]:
+    """What is wrong with the folder and the message right after the fault; empty where all is well.
+
+    ``originals`` has, for each step, a run whose checkpoint of that step is right; ``begun`` says that the folder had
+    a good one before.
+    """
     events = {event: value for event, value in told}
     wrong = []
     if fault.mode == "kill":
@@ -110,8 +116,7 @@ def judge(run: Path, base: Path, unbroken: Path, fault: FaultAt, code: int, told
     elif code != 0:
         wrong.append(f"exit {code}: {events}")
     good = _good_checkpoints(run)
-    originals = {STEP - 1: base, STEP: unbroken}
-    if not good:
+    if begun and not good:
         wrong.append("neither the old nor the new checkpoint loads")
     for step, files in good.items():
         if files != harness.content(originals[step] / f"checkpoint-{step}"):
@@ -121,12 +126,12 @@ def judge(run: Path, base: Path, unbroken: Path, fault: FaultAt, code: int, told
     return wrong + _log_and_status(run, unbroken, max(good, default=0)) + _retried(fault, events, good)
 
 
-def judge_end(run: Path, unbroken: Path, code: int, told: list[Any]) -> list[str]:
-    """What is wrong after the next start, which must run to the end."""
+def judge_end(run: Path, unbroken: Path, code: int, told: list[Any], corrupt: int) -> list[str]:
+    """What is wrong after the next start, which must run to the end; ``corrupt`` checkpoints were in the folder."""
     if code != 0:
         return [f"the next start: exit {code}, {told[-2:]}"]
     kept = list(run.glob(".quarantine-*"))
-    wrong = [] if len(kept) == 1 else [f"{len(kept)} checkpoints were set aside, one was corrupt"]
+    wrong = [] if len(kept) == corrupt else [f"{len(kept)} checkpoints were set aside, {corrupt} were corrupt"]
     for path in kept:
         path.rename(run.parent / path.name)
     return wrong + [f"after the next start: {text}" for text in harness.differences(run, unbroken, STEP)]

@@ -24,13 +24,14 @@ from typing import Any, NoReturn
 
 import crash_faults
 import crash_harness as harness
+import crash_ranks
 import torch
 from crash_faults import FaultAt
 
 from sengi.disk import disk
 from sengi.errors import SengiError
 from sengi.recipe_sources import ResolvedRecipe, resolve_recipe
-from sengi.train import checkpoint
+from sengi.train import checkpoint, run_folder
 from sengi.train import run as training
 from sengi.train.distributed import World
 from sengi.train.observer import Observer
@@ -60,6 +61,7 @@ def preload(recipes: list[ResolvedRecipe]) -> None:
         assert hasattr(training, name), f"train/run.py no longer uses {name}"
         setattr(training, name, value)
     checkpoint.SHARD_BYTES = 30_000  # two files even for this model
+    run_folder.HEARTBEAT = 3600.0  # on a slow machine its writes would come between those that are counted
 
 
 class Teller(Observer):
@@ -87,20 +89,25 @@ class Teller(Observer):
 class Child:
     """A forked process that trains until it is done, fails or is killed."""
 
-    def __init__(self, recipe: ResolvedRecipe, fault: Fault | None = None) -> None:
+    def __init__(
+        self, recipe: ResolvedRecipe, fault: Fault | None = None, before: Callable[[], None] = lambda: None
+    ) -> None:
         self.born = time.monotonic()
         self.pipe, theirs = os.pipe()
         self.text = b""
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.pipe)
-            self._train(recipe, fault, Teller(theirs))
+            self._train(recipe, fault, before, Teller(theirs))
         os.close(theirs)
 
-    def _train(self, recipe: ResolvedRecipe, fault: Fault | None, teller: Teller) -> NoReturn:
+    def _train(
+        self, recipe: ResolvedRecipe, fault: Fault | None, before: Callable[[], None], teller: Teller
+    ) -> NoReturn:
         code = 99
         try:
             disk.calls, disk.fault = 0, fault
+            before()
             training.train(recipe, teller)
             code = 0
         except SengiError as error:
@@ -244,13 +251,48 @@ class Server:
             shutil.copytree(base, run)
             fault = FaultAt(mode, number)
             code, told = Child(self.recipe(name, crash_faults.STEP), fault).end()
-            problems = crash_faults.judge(run, base, unbroken, fault, code, told)
+            originals = {crash_faults.STEP - 1: base, crash_faults.STEP: unbroken}
+            problems = crash_faults.judge(run, originals, unbroken, fault, code, told, begun=True)
             code, told = Child(self.recipe(name, crash_faults.STEP)).end()
-            problems += crash_faults.judge_end(run, unbroken, code, told)
+            problems += crash_faults.judge_end(run, unbroken, code, told, corrupt=1)
             result["problems"] += [f"{mode} at call {number} ({calls[number - 1]}): {text}" for text in problems]
             result["cases"] += 1
             shutil.rmtree(run.parent)
         return result | {"seconds": round(time.monotonic() - began, 1)}
+
+    def background_faults(self, mode: str, first: int, stride: int) -> dict[str, Any]:
+        """A fault at every ``stride``-th call of a run from its start, whose checkpoints are written while it trains.
+
+        Which call is call N depends on how the writing thread and the training take turns: each case is a new one.
+        """
+        all_kept = self.root / "all" / "run"
+        if not all_kept.exists():
+            code, told = Child(self.recipe("all", crash_faults.STEP, keep=crash_faults.STEP)).end()
+            assert code == 0, told
+        result: dict[str, Any] = {"mode": mode, "cases": 0, "while_training": 0, "problems": []}
+        number, code = first, 1
+        while True:
+            name = f"background-{mode}-{number}"
+            run, fault = self.root / name / "run", FaultAt(mode, number)
+            code, told = Child(self.recipe(name, crash_faults.STEP), fault).end()
+            if code == 0 and not dict(told)["calls"]:
+                shutil.rmtree(run.parent)
+                return result  # the run has no call N
+            begun = any(event == "saved" for event, _ in told)
+            originals = dict.fromkeys(range(1, crash_faults.STEP + 1), all_kept)
+            problems = crash_faults.judge(run, originals, all_kept, fault, code, told, begun)
+            last_step = max([0, *(value for event, value in told if event == "step")])
+            result["while_training"] += 0 < last_step < crash_faults.STEP
+            code, told = Child(self.recipe(name, crash_faults.STEP)).end()
+            problems += crash_faults.judge_end(run, all_kept, code, told, corrupt=0)
+            result["problems"] += [f"{mode} at call {number}: {text}" for text in problems]
+            result["cases"] += 1
+            shutil.rmtree(run.parent)
+            number += stride
+
+    def lost_rank(self, verb: str, victim: int) -> dict[str, Any]:
+        """Two processes of which one is lost while they train."""
+        return crash_ranks.lose(self, Child, verb, victim)
 
     def _calls_of_a_session(self, base: Path) -> list[str]:
         """The storage calls of a session from ``base`` that meets no fault, by name."""

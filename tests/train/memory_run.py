@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 
 from sengi.data.conversation import Conversation, Sample
+from sengi.data.mask_batch import Block
 from sengi.data.store import StoreOptions, TokenStore
-from sengi.data.store_build import _Writer
+from sengi.data.store_write import Progress, Writer
 from sengi.recipe import DataEntry, Recipe
 from sengi.train.distributed import World
 
@@ -34,12 +36,21 @@ def write_store(
 ) -> TokenStore:
     """A store of these samples, written by the code that writes all stores."""
     folder.mkdir(parents=True)
-    writer = _Writer(folder, [DataEntry(path="data.jsonl")], [(0, Path("data.jsonl"))], StoreOptions(4096, "drop"))
-    for row, sample in enumerate(samples):
-        source = sources[row] if sources else "data"
-        phase = phases[row] if phases else ""
-        writer.add(0, Conversation((), source=source, phase=phase, file="data.jsonl", row=row + 1), sample)
-    writer.finish("0" * 64, "")
+    options = StoreOptions(4096, "drop")
+    writer = Writer(folder, [DataEntry(path="data.jsonl")], [(0, Path("data.jsonl"))], options, Progress())
+    conversations = [
+        Conversation(
+            (),
+            source=sources[row] if sources else "data",
+            phase=phases[row] if phases else "",
+            file="data.jsonl",
+            row=row + 1,
+        )
+        for row in range(len(samples))
+    ]
+    writer.add_batch([(0, conversation) for conversation in conversations], Block.of(samples))
+    writer.finish("0" * 64, "", Counter())
+    writer.close()
     return TokenStore(folder)
 
 

@@ -1,9 +1,10 @@
 """What each process does under torchrun in test_distributed.py: words between ranks, then whole runs.
 
-    torchrun --nproc-per-node N rank_program.py OUT SIZE:RECIPE.json ...
+    torchrun --nproc-per-node N rank_program.py OUT SIZE[/HERE]:RECIPE.json[@STEP] ...
 
 Many runs share one launch, because starting the processes costs more than a small run; a run of SIZE processes is
-the work of the first SIZE of them.
+the work of the first SIZE of them. HERE makes them believe that so many are on each machine. With STEP the run is
+continued from the checkpoint of that step: newer ones are removed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any
 
 import torch
 
+from sengi import storage
 from sengi.errors import DataError, MaskError, SengiError
 from sengi.recipe_sources import resolve_recipe
 from sengi.train import patience
+from sengi.train.checkpoint import PREFIX
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.run import train
 from sengi.train.run_folder import RunFolder
@@ -85,6 +88,13 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
+def go_back(run: Path, step: int) -> None:
+    """Remove the checkpoints after ``step``."""
+    for folder in storage.published(run, PREFIX):
+        if int(folder.name.removeprefix(PREFIX)) > step:
+            storage.remove(folder)
+
+
 def main() -> None:
     """Talk, then train."""
     out, *runs = sys.argv[1:]
@@ -94,12 +104,16 @@ def main() -> None:
     end_world()
     Path(out, f"rank-{world.rank}.json").write_text(json.dumps(report))
     for run, port in zip(runs, ports, strict=True):
-        size, _, recipe = run.partition(":")
+        sizes, _, recipe = run.partition(":")
+        size, _, here = sizes.partition("/")
+        recipe, _, step = recipe.partition("@")
+        if step and world.first:
+            go_back(Path(resolve_recipe(recipe).recipe.output_dir), int(step))
         if world.rank >= int(size):
             continue
         # a second group in the same processes must not meet the addresses of the first: a store of its own
         os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        os.environ["WORLD_SIZE"] = size
+        os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=here or size)
         train(resolve_recipe(recipe))
 
 

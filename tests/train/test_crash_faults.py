@@ -37,6 +37,17 @@ def test_short_write_at_every_write() -> None:
     assert check("short", 1, 1) >= 20
 
 
+# The same while training goes on beside the thread that writes: checkpoints 1 and 2 of a run of 3 steps. Kills at such
+# moments are those of test_crash_kills.py.
+@pytest.mark.parametrize(("mode", "first"), [("enospc", 24), ("eio", 36)])
+def test_fault_while_a_checkpoint_is_written_in_the_background(mode: str, first: int) -> None:
+    result = ask("background_faults", mode=mode, first=first, stride=24)
+    print(result)
+    assert result["problems"] == []
+    assert result["cases"] >= 7
+    assert result["while_training"] >= 3
+
+
 # From call N on nothing can be written, renamed or removed any more, cleaning up included.
 def test_disk_turns_read_only() -> None:
     assert check("erofs", 1, 4) >= CALLS // 4

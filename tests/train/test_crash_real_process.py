@@ -22,8 +22,8 @@ from sengi import storage
 
 STEPS = 60
 PARTS, KILLS = 4, 5  # one part by default, the others with `make test-slow`
-TRAIN = ["-m", "sengi", "train"]
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TRAIN]
+TRAIN = [sys.executable, "-m", "sengi", "train"]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrun" / "one-machine.sh"
 
 
 class Command:
@@ -35,8 +35,8 @@ class Command:
         self.before = newest(self.run)
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *(arguments or TRAIN), str(folder / "recipe.yaml")],
-                env=environment(folder.parent),
+                [*(arguments or TRAIN), str(folder / "recipe.yaml")],
+                env=environment(folder.parent) | {"PYTHON": sys.executable, "PROCESSES": "2"},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -167,7 +167,7 @@ def test_one_process_continues_on_two(root: Path) -> None:
     shutil.copytree(root / "unbroken" / "run", folder / "run")
     for path in storage.published(folder / "run", "checkpoint-")[10:]:
         shutil.rmtree(path)
-    two = Command(folder, TWO_PROCESSES)
+    two = Command(folder, ["bash", str(EXAMPLE)])
     assert two.end() == 0, two.text()
     assert "continuing after step 10 from checkpoint-10" in two.text()
     assert "saved by 1 processes and goes on with 2" in two.text()

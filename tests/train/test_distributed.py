@@ -104,8 +104,25 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
     scored = write_recipe(folder, 2, longest, "token", eval_tasks=[f"questions:{folder / 'own.jsonl'}"])
     found[2]["scored"] = [folder / "runs" / scored.stem]
     launched.append(f"2:{scored}")
+    launched += ways_to_shard(folder, longest, found)
     launch(folder, max(BUDGETS), launched)
+    train(resolve_recipe(folder / f"{found[4]['resharded'][0].name}.json"))  # from step 8 of four, on one
     return found
+
+
+def ways_to_shard(folder: Path, longest: int, found: dict[int, dict[str, list[Path]]]) -> list[str]:
+    """Hybrid over two machines of two; gradients reduced each time; weights kept; 1 to 2 to 2x2 to 4 to 1 ranks."""
+    each, hybrid = {"fsdp_gradient_reduction": "micro_batch"}, {"fsdp_sharding_strategy": "hybrid_shard"}
+    ways = [("4/2", each | hybrid), ("4", each | {"fsdp_reshard_after_forward": False})]
+    recipes = [(size, write_recipe(folder, 4, longest, "token", **keys)) for size, keys in ways]
+    found[4]["ways"] = [folder / "runs" / path.stem for _, path in recipes]
+    more = {"save_steps": 1, "save_total_limit": None, "fsdp_sharding_strategy": "hybrid_shard"}
+    moved = write_recipe(folder, 1, longest, "token", **more)
+    train(resolve_recipe(moved))
+    found[4]["resharded"] = [folder / "runs" / moved.stem]
+    chain = [f"{size}:{moved}@{step}" for size, step in (("2", 2), ("4/2", 4), ("4", 6))]
+    # of the last one only steps 7 and 8 count: a run of no more processes goes back to 8
+    return [f"{size}:{path}" for size, path in recipes] + chain + [f"0:{moved}@8"]
 
 
 def launch(folder: Path, world: int, runs: list[str]) -> None:
@@ -114,7 +131,7 @@ def launch(folder: Path, world: int, runs: list[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     command += [str(Path(__file__).with_name("rank_program.py")), str(out), *runs]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -136,6 +153,44 @@ def test_processes_and_budgets_change_nothing(
     assert reference[-2]["loss"] < reference[0]["loss"]
     other = dynamics(runs[1]["token" if reduction == "sample" else "sample"][0])
     assert abs(reference[2]["loss"] / other[2]["loss"] - 1) > 1e-2
+
+
+# Hybrid sharding counts no gradient twice, and when gradients are reduced does not matter.
+def test_ways_to_shard_change_nothing(runs: dict[int, dict[str, list[Path]]]) -> None:
+    reference = runs[1]["token"][0]
+    for run in runs[4]["ways"]:
+        same_training(run, reference)
+        assert [score for step in heldout(run) for score in step] == [
+            {key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value for key, value in score.items()}
+            for step in heldout(reference)
+            for score in step
+        ]
+    # every row is saved once: the second machine's copies are not written
+    hybrid, full = ((run / "checkpoint-9" / "training_state").iterdir() for run in runs[4]["ways"])
+    assert sorted(path.name for path in hybrid) == ["layout.json", *(f"rank-0000{r}-00000.safetensors" for r in (0, 1))]
+    assert len(list(full)) == 5
+
+
+# A checkpoint of one process goes on with two, theirs with two machines of two, theirs with four, theirs with one.
+def test_a_run_moves_between_numbers_of_processes(runs: dict[int, dict[str, list[Path]]]) -> None:
+    run = runs[4]["resharded"][0]
+    worlds = [json.loads((run / f"checkpoint-{k}" / "manifest.json").read_text())["world_size"] for k in range(1, 10)]
+    assert worlds == [1, 1, 2, 2, 4, 4, 4, 4, 1]
+    same_training(run, runs[1]["token"][0])
+
+
+def same_training(run: Path, reference: Path) -> None:
+    """The same samples, losses and gradient norms at every step, and the same weights at the end."""
+    from safetensors.torch import load_file
+
+    for mine, wanted in zip(dynamics(run), dynamics(reference), strict=True):
+        assert mine["samples_sha256"] == wanted["samples_sha256"]
+        for key in ("loss", "grad_norm"):
+            assert mine[key] == pytest.approx(wanted[key], rel=1e-4), (run.name, mine["step"], key)
+    ours, theirs = (load_file(folder / "checkpoint-9" / "model.safetensors") for folder in (run, reference))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -40,9 +40,9 @@ def exported(base: Path, out: Path, dtype: torch.dtype = torch.float32, **tokeni
     out.mkdir()
     for name, content in export_files(lm, load_tokenizer(copy), dtype).items():
         (out / name).write_bytes(content)
-    state = {name: p.detach() for name, p in lm.named_parameters()}
-    for name, content in weight_files(state, dtype):
-        (out / name).write_bytes(content)
+    state = {name: p.detach().to(dtype) for name, p in lm.named_parameters()}
+    for name, pieces in weight_files(state):
+        (out / name).write_bytes(b"".join(pieces))
     return out
 
 

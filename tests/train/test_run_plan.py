@@ -13,9 +13,12 @@ from sengi.data.packing import pack_step
 from sengi.data.plan import StepPlan
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
+from sengi.model.checkpointing import Dial
 from sengi.model.cost import ModelCost
+from sengi.model.memory import MemoryForecast
 from sengi.recipe_sources import ResolvedRecipe
-from sengi.train.run_plan import CPU_EFFICIENCY, LOOK_AT, RunPlan, make_plan
+from sengi.train.fit import LOOK_AT, Fit
+from sengi.train.run_plan import CPU_EFFICIENCY, RunPlan, make_plan
 
 CPU = torch.device("cpu")
 COST = ModelCost(parameters=1000, linear=600, head=400, squared=60.0, activation_bytes=100)
@@ -27,7 +30,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def plan_of(
-    store: TokenStore, folder: Path, cost: ModelCost = COST, world: int = 1, budget: int = 64, **values: Any
+    store: TokenStore,
+    folder: Path,
+    cost: ModelCost = COST,
+    world: int = 1,
+    budget: int = 64,
+    dial: Dial = "none",
+    **values: Any,
 ) -> tuple[RunPlan, StepPlan]:
     recipe = small_recipe(
         **{"effective_batch_size": 7, "num_train_epochs": 3, "output_dir": str(folder / "run"), **values}
@@ -40,7 +49,7 @@ def plan_of(
         store,
         steps,
         cost,
-        budget=budget,
+        fitted=Fit(dial, budget, None, MemoryForecast("the update", {"weights": 4000}, 10_000), ()),
         dtype=torch.float32,
         dtype_reason="because",
         world_size=world,
@@ -160,3 +169,23 @@ def test_the_plan_is_plain_json(store: TokenStore, tmp_path: Path) -> None:
     assert values["steps"] == 43
     assert values["data"]["sources"]["a"]["samples"] == 60
     assert values["dtype"] == "float32"
+
+
+# Recomputing the layers' forward pass takes a third more time; fewer bytes of optimizer state take less disk.
+def test_dial_and_optimizer_are_in_the_forecasts(store: TokenStore, tmp_path: Path) -> None:
+    plan, _ = plan_of(store, tmp_path)
+    again, _ = plan_of(store, tmp_path, dial="full")
+    layers = COST.flops(
+        plan.tokens, 0, (plan.flops - COST.flops(plan.tokens, plan.supervised_tokens, 0)) / COST.squared
+    )
+    assert again.flops == plan.flops
+    assert again.forecast_seconds == pytest.approx((plan.flops + layers / 3) / 1e9 / CPU_EFFICIENCY)
+    assert again.gradient_checkpointing == "full"
+    small, _ = plan_of(store, tmp_path, optim="adamw_bnb_8bit")
+    assert plan.checkpoint_bytes - small.checkpoint_bytes == pytest.approx(6 * 1000, rel=0.01)
+    assert plan.to_dict()["forecast"]["memory"] == {
+        "moment": "the update",
+        "parts": {"weights": 4000},
+        "available": 10_000,
+        "peak": 4000,
+    }

@@ -257,3 +257,17 @@ def test_bfloat16_is_only_the_computation(tmp_path: Path) -> None:
     full = step(store, net, Recorder(net), small_recipe(), samples, 20)
     assert half.loss == pytest.approx(full.loss, rel=0.02)
     assert half.loss != full.loss
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_first_half_of_the_micro_batches_is_measured_on_the_way(store: TokenStore, reduction: str) -> None:
+    # half_grad_norm is the norm that a step of those micro-batches alone would have, half_share their share of it
+    recipe = small_recipe(loss_reduction=reduction)
+    packs = pack_step(store.lengths[EVERYTHING], 64).ranks[0]
+    first = np.concatenate(packs[: len(packs) // 2])
+    whole, _ = gradients(store, recipe, EVERYTHING, 64)
+    half, _ = gradients(store, recipe, first, 1_000_000)
+    share = len(first) / COUNT if reduction == "sample" else store.supervised[first].sum() / store.supervised.sum()
+    assert whole.half_share == pytest.approx(share, rel=1e-6)
+    assert whole.half_grad_norm == pytest.approx(half.grad_norm, rel=1e-4)
+    assert (half.half_grad_norm, half.half_share) == (None, None)  # one micro-batch tells nothing of noise

@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from sengi import __version__
+from sengi.cli.study import study as run_study
 from sengi.errors import SengiError
 
 HELP = """Supervised fine-tuning for small language models.
@@ -43,8 +44,17 @@ app.command("sengi.cli.plan:plan", name="plan", help="Show what a run would do a
 app.command("sengi.cli.eval:eval_", name="eval", help="Score a model on questions, with intervals.")
 app.command("sengi.cli.compare:compare", name="compare", help="Compare saved answers of evaluations, with intervals.")
 app.command("sengi.cli.report:report", name="report", help="Write the report of a run.")
+app.command("sengi.cli.export:export", name="export", help="Copy a model out of a run; merge an adapter.")
 app.command("sengi.cli.chat:chat", name="chat", help="Talk to a model or checkpoint.")
 app.command("sengi.cli.env:env", name="env", help="Print versions and hardware, for bug reports.")
+
+study = App(name="study", help="Run many recipes, stop losers early, rank the rest.")
+study.default(run_study)
+study.command("sengi.cli.study:status", name="status", help="Show the runs of a study.")
+study.command("sengi.cli.study:stop", name="stop", help="Ask a study to save its runs and stop.")
+study.command("sengi.cli.study:resume", name="resume", help="Continue a study.")
+study.command("sengi.cli.study:replay", name="replay", help="What early stopping would have saved and cost.")
+app.command(study)
 
 data = App(name="data", help="Check, look at and make training data.")
 data.command("sengi.cli.data_check:check", name="check", help="Examine data files as training would read them.")

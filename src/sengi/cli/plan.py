@@ -76,6 +76,7 @@ def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
     gigabytes = 1e9
     lines = [
         ("model", f"{recipe.model_name_or_path}, {plan.parameters / 1e6:,.1f}M parameters"),
+        *_adapter_lines(plan, recipe),
         ("data", f"{plan.samples:,} samples" + _weighted(plan)),
         (
             "samples seen",
@@ -97,13 +98,14 @@ def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
             f"{plan.tokens:,}, of which {plan.supervised_tokens:,} supervised "
             f"({plan.supervised_tokens / plan.tokens:.0%})",
         ),
-        ("compute", f"{plan.flops:.3g} FLOP in {plan.dtype}, weights and optimizer in float32"),
+        ("compute", f"{plan.flops:.3g} FLOP in {plan.dtype}, trained weights and optimizer in float32"),
         (
             "time",
             f"about {duration(plan.forecast_seconds)}, a rough forecast from {plan.peak_flops / 1e9:,.0f} GFLOP/s peak"
             if plan.forecast_seconds and plan.peak_flops
             else "not known for this device; the progress bar will tell",
         ),
+        *memory_lines(plan.memory),
         (
             "disk",
             f"{plan.checkpoint_bytes / gigabytes:,.2f} GB a checkpoint, at most {plan.disk_bytes / gigabytes:,.2f} GB "
@@ -111,10 +113,30 @@ def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
         ),
         ("output", recipe.output_dir),
     ]
-    values: dict[str, Any] = {"dtype": plan.dtype, "max_tokens_per_device": plan.max_tokens_per_device}
+    chosen = ("dtype", "max_tokens_per_device", "gradient_checkpointing")
+    values: dict[str, Any] = {key: getattr(plan, key) for key in chosen}
     for key, reason in plan.reasons.items():
         lines.append((key, f"{values.get(key, getattr(recipe, key))}   ({reason})"))
     return lines
+
+
+def memory_lines(memory: dict[str, Any]) -> list[tuple[str, str]]:
+    """The memory of one process at its highest, a line a part, the sum and what is free."""
+    free = "" if memory["available"] is None else f" of {memory['available'] / 1e9:,.2f} GB that can be had"
+    text = f"about {memory['peak'] / 1e9:,.2f} GB for each process{free}, most during {memory['moment']}:"
+    return [("memory", text)] + [("", f"{size / 1e9:8,.2f} GB  {part}") for part, size in memory["parts"].items()]
+
+
+def _adapter_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
+    """What is trained, where that is not the model itself."""
+    if not recipe.use_peft:
+        return []
+    share = plan.trained_parameters / plan.parameters
+    targets = recipe.lora_target_modules
+    layers = targets if isinstance(targets, str) else ", ".join(targets)
+    frozen = ", the model frozen in 4-bit NF4" if recipe.load_in_4bit else ", the model frozen"
+    size = f"{plan.trained_parameters / 1e6:,.2f}M parameters ({share:.1%}) of rank {recipe.lora_r} on {layers}"
+    return [("adapter", f"LoRA, {size}{frozen}")]
 
 
 def _weighted(plan: RunPlan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import io
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -118,6 +119,7 @@ def read_rows(
     limits: Limits = LIMITS,
     on_bytes: Callable[[int], None] | None = None,
     quick: Callable[[str, int], Any] | None = None,
+    skip: int = 0,
 ) -> Iterator[Row]:
     """Yield (row number, row) of one data file; a row that cannot be read comes as a ``RowError``.
 
@@ -127,6 +129,7 @@ def read_rows(
         on_bytes: called with the bytes of the file read since the last call.
         quick: asked first for each line of JSONL and its number; what it makes is yielded in place of the row, None
             where the line has to be read with all checks.
+        skip: leave out as many rows at the begin; they were read before, so they are not checked.
 
     Yields:
         The row's number from 1 (JSONL: the line number; CSV: records after the header) and its columns.
@@ -141,8 +144,10 @@ def read_rows(
     if kind == ".parquet" and not compression:
         rows = parquet_rows(open_regular(Path(path), name), name, limits, on_bytes)
     else:
-        rows = _stream_rows(Path(path), name, kind, compression, limits, on_bytes, quick)
-    empty = True
+        rows = _stream_rows(Path(path), name, kind, compression, limits, on_bytes, quick, skip)
+    if kind != ".jsonl":
+        rows = itertools.islice(rows, skip, None)
+    empty = not skip
     for row in rows:
         empty = False
         yield row
@@ -158,10 +163,11 @@ def _stream_rows(
     limits: Limits,
     on_bytes: Callable[[int], None] | None,
     quick: Callable[[str, int], Any] | None,
+    skip: int,
 ) -> Iterator[Row]:
     with open_bounded(path, name, compression, limits, on_bytes) as stream:
         if kind == ".jsonl":
-            yield from jsonl_rows(stream, name, limits, quick)
+            yield from jsonl_rows(stream, name, limits, quick, skip)
         elif kind == ".csv":
             yield from csv_rows(stream, name, limits)
         elif kind == ".json":

@@ -76,7 +76,7 @@ def to_conversation(row: dict[str, Any], *, file: str, row_number: int) -> Conve
 
 
 def read_conversations(
-    path: str | Path, *, limits: Limits = LIMITS, on_bytes: Callable[[int], None] | None = None
+    path: str | Path, *, limits: Limits = LIMITS, on_bytes: Callable[[int], None] | None = None, skip: int = 0
 ) -> Iterator[Conversation | RowError]:
     """Yield each row of a data file as a conversation, or as the error that says why it cannot be one.
 
@@ -84,12 +84,13 @@ def read_conversations(
         path: the file.
         limits: see ``read_rows``.
         on_bytes: see ``read_rows``.
+        skip: see ``read_rows``.
 
     Raises:
         DataError: the file itself cannot be read to its end.
     """
     file = str(path)
-    for number, row in read_rows(path, limits=limits, on_bytes=on_bytes, quick=PlainLines(file)):
+    for number, row in read_rows(path, limits=limits, on_bytes=on_bytes, quick=PlainLines(file), skip=skip):
         if isinstance(row, (Conversation, RowError)):
             yield row
             continue

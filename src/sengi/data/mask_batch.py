@@ -67,18 +67,13 @@ class Work:
         rows: the conversations.
         quick: number and shape of rows that are put together; ``texts`` holds their texts.
         full: number of rows that are rendered, and what was found in the rendering.
-        encodings: of the quick rows, then of those of the others that are encoded as they stand.
+        tokens: ids of all quick rows end to end, shape (T,), and the number of each row's.
+        encodings: of those of the other rows that are encoded as they stand.
     """
 
     rows: list[Conversation]
     quick: list[tuple[int, Shape]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     full: list[tuple[int, Layout | MaskError]] = field(default_factory=list)
+    tokens: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
     encodings: list[Encoding] = field(default_factory=list)
-
-    def tokens(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ids of all quick rows end to end, and the number of each row's."""
-        lists = [encoding.ids for encoding in self.encodings[: len(self.quick)]]
-        lengths = np.array([len(ids) for ids in lists], dtype=np.int64)
-        ids = np.fromiter(itertools.chain.from_iterable(lists), np.int32, count=int(lengths.sum()))
-        return ids, lengths

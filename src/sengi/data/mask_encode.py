@@ -22,6 +22,7 @@ from sengi.data.conversation import Sample
 from sengi.data.mask_place import place
 from sengi.data.mask_span import Layout
 from sengi.data.mask_twin import Twin, refuse_reserved
+from sengi.data.word_memo import WordMemo, can_cut, ids_of
 from sengi.errors import MaskError
 
 _MAX_HEADERS = 10_000
@@ -53,6 +54,16 @@ class Encoder:
         """Encode texts without added special tokens, on all of the tokenizer's threads."""
         self.reset()
         return self._backend.encode_batch(texts, add_special_tokens=False)
+
+    def ids(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """As `batch`, but only the ids of all texts end to end, shape (T,), and the number of each text's, shape (n,).
+
+        Call it from one thread at a time.
+        """
+        self.reset()
+        if self._memo is not None:
+            return self._memo.encode(texts)
+        return ids_of(self._backend.encode_batch_fast(texts, add_special_tokens=False))
 
     def sample(self, layout: Layout, encoding: Encoding) -> Sample | None:
         """Place the spans of a layout in the encoding of its text; None where a prompt border is not a token border."""
@@ -126,6 +137,10 @@ class Encoder:
             if len(text) < 200 and len(self._headers) < _MAX_HEADERS:
                 self._headers[text] = header
         return header
+
+    @cached_property
+    def _memo(self) -> WordMemo | None:
+        return WordMemo(self._backend) if can_cut(self._backend) else None
 
     @cached_property
     def _twin(self) -> Twin:

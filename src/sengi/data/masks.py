@@ -153,7 +153,9 @@ class Masker:
     def encode(self, work: Work) -> Work:
         """Second step: tokenize, on all of the tokenizer's threads; may run beside the other steps of other batches."""
         whole = [layout.text for _, layout in work.full if isinstance(layout, Layout) and not layout.unsafe]
-        work.encodings = self._encoder.batch(work.texts + whole)
+        if work.texts:
+            work.tokens = self._encoder.ids(work.texts)
+        work.encodings = self._encoder.batch(whole)
         return work
 
     def finish(self, work: Work) -> Block:
@@ -163,9 +165,9 @@ class Masker:
             QuickMismatch: make everything again with ``quick=False``; a sample of rows showed that it is needed.
             ModelError: as `sample`.
         """
-        if self._quick is None or not work.quick:
+        if self._quick is None or work.tokens is None:
             return Block.of(self._finish_full(work))
-        ids, lengths = work.tokens()
+        ids, lengths = work.tokens
         mask, good = self._quick.masks([shape for _, shape in work.quick], ids, lengths)
         block = Block(ids, mask, lengths, {})
         right = good.tolist()
@@ -202,7 +204,7 @@ class Masker:
         return self._finish_full(self.encode(work))[0]
 
     def _finish_full(self, work: Work) -> list[Sample | MaskError]:
-        encodings = iter(work.encodings[len(work.quick) :])
+        encodings = iter(work.encodings)
         results: list[Sample | MaskError] = []
         for number, layout in work.full:
             if isinstance(layout, MaskError):

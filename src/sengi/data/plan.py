@@ -2,11 +2,14 @@
 
 The training order is the concatenation of seeded epoch permutations; step k (from 1) takes samples
 [(k-1)N, kN) of it. Nothing here knows of ranks, packs or devices, so none of them can change a step's samples.
+
+The permutation of a large epoch is never held as a whole: samples are ordered by random keys, and keys of one range
+at a time are computed and sorted, which gives the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 
 Int64s = NDArray[np.int64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+BLOCK_BITS = 20  # a block has about 2**20 samples at most: 50 MB while it is sorted
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -23,13 +27,68 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _keys(seed: int, epoch: int, count: int) -> NDArray[np.uint64]:
-    """One random-looking 64-bit key a sample. NumPy's own generators may change their streams between versions
-    (NEP 19); an order that must be the same in ten years is computed here."""
+def _keys(seed: int, epoch: int, first: int, count: int) -> NDArray[np.uint64]:
+    """One random-looking 64-bit key a sample, from sample ``first`` on. NumPy's own generators may change their
+    streams between versions (NEP 19); an order that must be the same in ten years is computed here."""
     with np.errstate(over="ignore"):
         start = _mix(np.array([seed], dtype=np.uint64) * _GOLDEN + np.uint64(epoch + 1))
         start = _mix(start + _GOLDEN)
-        return _mix(start + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+        return _mix(start + np.arange(first + 1, first + count + 1, dtype=np.uint64) * _GOLDEN)
+
+
+class Permutation:
+    """The numbers 0 to n - 1 in the order of their keys, of which one block at a time is in memory.
+
+    A block holds the numbers whose keys have the same highest bits.
+
+    Args:
+        seed: with ``epoch`` decides the keys.
+        epoch: from 0.
+        size: n.
+    """
+
+    def __init__(self, seed: int, epoch: int, size: int) -> None:
+        self._seed, self._epoch, self._size = seed, epoch, size
+        self._bits = max(0, (max(size, 1) - 1).bit_length() - BLOCK_BITS)
+        counts = np.zeros(1 << self._bits, dtype=np.int64)
+        if self._bits:
+            for _, keys in self._chunks():
+                counts += np.bincount((keys >> np.uint64(64 - self._bits)).astype(np.int64), minlength=len(counts))
+        else:
+            counts[0] = size
+        self._ends = np.concatenate(([0], np.cumsum(counts)))
+        self._kept: tuple[int, Int64s] = (-1, np.empty(0, dtype=np.int64))
+
+    def part(self, start: int, stop: int) -> Int64s:
+        """Places ``start`` to ``stop`` of the order, int64 (stop - start,)."""
+        parts = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            block = int(np.searchsorted(self._ends, start, side="right")) - 1
+            begin, end = int(self._ends[block]), min(int(self._ends[block + 1]), stop)
+            parts.append(self._block(block)[start - begin : end - begin])
+            start = end
+        return np.concatenate(parts)
+
+    def _block(self, block: int) -> Int64s:
+        if self._kept[0] != block:
+            self._kept = (block, self._sorted(block))
+        return self._kept[1]
+
+    def _sorted(self, block: int) -> Int64s:
+        if not self._bits:
+            return np.argsort(_keys(self._seed, self._epoch, 0, self._size), kind="stable").astype(np.int64)
+        numbers: list[Int64s] = []
+        values: list[NDArray[np.uint64]] = []
+        for first, keys in self._chunks():
+            mine = np.flatnonzero(keys >> np.uint64(64 - self._bits) == np.uint64(block))
+            numbers.append(mine + first)
+            values.append(keys[mine])
+        return np.concatenate(numbers)[np.argsort(np.concatenate(values), kind="stable")]
+
+    def _chunks(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        step = 1 << BLOCK_BITS
+        for first in range(0, self._size, step):
+            yield first, _keys(self._seed, self._epoch, first, min(step, self._size - first))
 
 
 @dataclass(frozen=True)
@@ -51,7 +110,7 @@ class StepPlan:
     seed: int
     max_steps: int | None = None
     entries: Sequence[tuple[int, float]] = ()
-    _kept: dict[int, Int64s] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[int, tuple[Permutation, Int64s | None]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def epoch_size(self) -> int:
@@ -78,19 +137,33 @@ class StepPlan:
 
     def epoch_order(self, epoch: int) -> Int64s:
         """Store indices of epoch ``epoch`` (from 0) in training order, int64 (epoch_size,)."""
-        keys = _keys(self.seed, epoch, self.num_samples)
+        return self._part(epoch, 0, self.epoch_size)
+
+    def _part(self, epoch: int, start: int, stop: int) -> Int64s:
+        """Places ``start`` to ``stop`` of the order of an epoch; what it needs is kept while the epoch is in use."""
+        if epoch not in self._kept:
+            for old in [e for e in self._kept if abs(e - epoch) > 1]:  # a step may touch two epochs
+                del self._kept[old]
+            self._kept[epoch] = self._epoch(epoch)
+        order, samples = self._kept[epoch]
+        places = order.part(start, stop)
+        return places if samples is None else samples[places]
+
+    def _epoch(self, epoch: int) -> tuple[Permutation, Int64s | None]:
+        """The permutation of an epoch, and what it permutes where that is not each sample once."""
         if all(weight == 1 for _, weight in self.entries):
-            return np.argsort(keys, kind="stable").astype(np.int64)
+            return Permutation(self.seed, epoch, self.num_samples), None
         chosen: list[Int64s] = []
         start = 0
         for count, weight in self.entries:
             members = np.arange(start, start + count, dtype=np.int64)
             chosen += [members] * int(weight)
             share = round((weight % 1) * count)
-            chosen.append(start + np.argsort(keys[start : start + count], kind="stable")[:share].astype(np.int64))
+            order = np.argsort(_keys(self.seed, epoch, start, count), kind="stable") if share else members
+            chosen.append(start + order[:share])
             start += count
         samples = np.concatenate(chosen)
-        return samples[np.argsort(_keys(self.seed ^ 0x5EED, epoch, len(samples)), kind="stable")]
+        return Permutation(self.seed ^ 0x5EED, epoch, len(samples)), samples
 
     def step_samples(self, step: int) -> Int64s:
         """Store indices of step ``step`` (from 1), in training order; at most ``batch_size`` of them.
@@ -105,7 +178,7 @@ class StepPlan:
         parts = []
         while start < stop:
             epoch, offset = divmod(start, self.epoch_size)
-            part = self._order(epoch)[offset : offset + stop - start]
+            part = self._part(epoch, offset, min(offset + stop - start, self.epoch_size))
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
@@ -113,11 +186,3 @@ class StepPlan:
     def epoch_at(self, step: int) -> float:
         """Epochs seen after ``step``."""
         return min(step * self.batch_size, self.total_samples) / self.epoch_size
-
-    def _order(self, epoch: int) -> Int64s:
-        """The permutation of ``epoch``, kept while it is in use (a step may touch two epochs)."""
-        if epoch not in self._kept:
-            for old in [e for e in self._kept if abs(e - epoch) > 1]:
-                del self._kept[old]
-            self._kept[epoch] = self.epoch_order(epoch)
-        return self._kept[epoch]

@@ -49,7 +49,11 @@ def _cut(name: str, number: int) -> str:
 
 
 def jsonl_rows(
-    stream: io.BufferedIOBase, name: str, limits: Limits, quick: Callable[[str, int], Any] | None = None
+    stream: io.BufferedIOBase,
+    name: str,
+    limits: Limits,
+    quick: Callable[[str, int], Any] | None = None,
+    skip: int = 0,
 ) -> Iterator[Row]:
     """Yield the rows of JSONL, one a line; blank lines are skipped.
 
@@ -58,12 +62,16 @@ def jsonl_rows(
         name: its name in messages.
         limits: see ``read_rows``.
         quick: see ``read_rows``.
+        skip: see ``read_rows``.
 
     Raises:
         DataError: a line is not UTF-8 or too long, or the last one is cut.
     """
     decoder = StrictDecoder()
-    for number, line in _lines(stream, name, limits):
+    lines = _lines(stream, name, limits)
+    for _ in range(skip):
+        next((line for _, line in lines if line and not line.isspace()), None)
+    for number, line in lines:
         if quick is not None and (made := quick(line, number)) is not None:
             yield number, made
             continue

@@ -28,6 +28,7 @@ from sengi.data.conversation import Sample
 from sengi.errors import DataError
 
 VERSION = 1
+_CHUNK = 4096  # samples
 META = ("tokens", "fingerprint", "files", "sources", "phases", "entry_counts", "dropped", "truncated", "repairs")
 
 
@@ -85,10 +86,13 @@ class TokenStore:
     @cached_property
     def supervised(self) -> NDArray[np.int64]:
         """Supervised targets of each sample, int64 (n,)."""
-        starts = self._index["offsets"][:-1]
-        if not len(starts):
-            return np.empty(0, np.int64)
-        return np.add.reduceat(self._mask, starts, dtype=np.int64) - self._mask[starts]
+        offsets = self._index["offsets"]
+        counts = np.empty(len(self), np.int64)
+        for first in range(0, len(self), _CHUNK):  # NumPy widens all that it sums at once to int64
+            starts = offsets[first : first + _CHUNK + 1]
+            mask = self._mask[starts[0] : starts[-1]]
+            counts[first : first + _CHUNK] = np.add.reduceat(mask, starts[:-1] - starts[0], dtype=np.int64)
+        return counts - self._mask[offsets[:-1]]
 
     def sample(self, index: int) -> Sample:
         """Token ids and mask of one sample, copied out of the map."""

@@ -1,9 +1,8 @@
 """Batches of rows to blocks of tokens: this process with a second thread, and more processes where they pay.
 
-The tokenizer lets go of Python's lock and uses all cores by itself. So one thread reads, renders and masks while
-another has the tokenizer encode the batches before. That keeps all cores busy until rendering takes longer
-than encoding (templates that look into texts, many cores); only then, and only for data that still takes a while,
-worker processes are started.
+One thread reads, renders and masks while another encodes the batches before, mostly in NumPy, Arrow and the tokenizer,
+which let go of Python's lock (and the last uses all cores for what is new to it). That keeps two cores busy. Where
+there are more, the first thread is what holds up, and the rest will take a while, worker processes are started.
 """
 
 from __future__ import annotations
@@ -34,10 +33,11 @@ BATCH_CHARS = 2_000_000  # most characters of them: an encoding holds about 100 
 AHEAD = 2  # batches that wait for the encoder, so that it never waits for one
 TRIED = 3  # batches after which it is known whether the encoder waits
 IDLE = 0.1  # less of its time than this does the first thread wait when it is the one that holds up
+THREADS = 2  # cores that this process keeps busy by itself
 WORTH_SECONDS = 15.0  # starting workers takes each 1-2 s of a core
 
 Row: TypeAlias = Conversation | RowError
-Batch: TypeAlias = list[tuple[int, Row]]  # (data entry, row)
+Batch: TypeAlias = list[tuple[int, Row]]  # (number of the file, row)
 Done: TypeAlias = tuple[Batch, Block]
 
 
@@ -51,7 +51,7 @@ def blocks(
     """Tokens of all rows, batch by batch, in order.
 
     Args:
-        rows: with the number of their data entry.
+        rows: with the number of their file.
         masker: its ``counts`` are added up, those of worker processes too.
         tokenizer: sent to worker processes.
         workers: most processes to use.
@@ -65,7 +65,7 @@ def blocks(
     """
     batches = _batches(rows)
     clock = _Clock(share_read)
-    yield from _alone(batches, masker, lambda: workers > 1 and clock.workers_pay(), clock)
+    yield from _alone(batches, masker, lambda: workers > THREADS and clock.workers_pay(), clock)
     if (first := next(batches, None)) is not None:
         yield from _together(itertools.chain([first], batches), masker, tokenizer, workers)
 

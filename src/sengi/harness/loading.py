@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.errors import InputError
-from sengi.harness.lora import WEIGHTS, base_of, is_adapter, merge_adapter
 from sengi.harness.response_cache import engine_version
+from sengi.model.adapters import adapter_facts, base_folder, has_tokenizer, is_adapter, merge_adapter
 from sengi.model.load import load_model, load_tokenizer, model_fingerprint
 from sengi.model.resolve import resolve_model
 
@@ -78,11 +78,11 @@ def load_for_scoring(
     number_type = _dtype(dtype, place)
     path = Path(pretrained).expanduser()
     if peft is None and is_adapter(path):
-        peft, pretrained = path, base_of(path)
+        peft, pretrained = path, base_folder(path, trust_remote_code=trust_remote_code)
     folder = resolve_model(str(pretrained), trust_remote_code=trust_remote_code)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        adapter_has_one = peft is not None and (Path(peft) / "tokenizer.json").exists()
-        tokenizer_folder = Path(tokenizer or (peft if peft is not None and adapter_has_one else folder))
+        adapters = [Path(peft)] if peft is not None and has_tokenizer(Path(peft)) else []
+        tokenizer_folder = Path(tokenizer or [*adapters, folder][0])
         tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code=trust_remote_code)
     else:
         tokenizer_folder = Path(tokenizer.name_or_path)
@@ -96,7 +96,7 @@ def load_for_scoring(
     }
     if peft is not None:
         model = merge_adapter(model, Path(peft), len(tokenizer))
-        facts["adapter"] = [_hash(Path(peft) / name) for name in ("adapter_config.json", WEIGHTS)]
+        facts["adapter"] = adapter_facts(Path(peft))
     moved: Any = model  # transformers types ``to`` in a way that takes no device
     return LoadedModel(moved.to(place).eval(), tokenizer, facts, folder if peft is None else None)
 

@@ -5,6 +5,8 @@ FLOPs of training one pack (forward once, backward twice that; recomputation not
     6 * tokens * (parameters of the layers' matrices)
   + 6 * supervised targets * (parameters of the head)        positions without a target skip the head
   + 6 * layers * heads * head_dim * sum of squared document lengths    causal: half of each square
+
+Frozen weights get no gradient of their own: beside an adapter their 6 is a 4, and the adapter's parameters count 6.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class ModelCost:
         head: parameters of the output embedding.
         squared: FLOPs (training) for each squared token of a document.
         context: tokens the model was made for (``max_position_embeddings``), or None.
+        adapter: parameters of a LoRA adapter beside the frozen model, which ``parameters`` does not count; else 0.
         activation_bytes: rough bytes that the backward pass keeps for each token, in float32.
     """
 
@@ -39,6 +42,12 @@ class ModelCost:
     squared: float
     activation_bytes: int
     context: int | None = None
+    adapter: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient and moments."""
+        return self.adapter or self.parameters
 
     @property
     def attention_cost(self) -> float:
@@ -47,7 +56,9 @@ class ModelCost:
 
     def flops(self, tokens: int, targets: int, squares: float) -> float:
         """Training FLOPs of ``tokens`` tokens with ``targets`` targets and ``squares`` summed squared lengths."""
-        return 6.0 * tokens * self.linear + 6.0 * targets * self.head + self.squared * squares
+        each = 4.0 if self.adapter else 6.0
+        fixed = each * tokens * self.linear + each * targets * self.head + self.squared * squares
+        return fixed + 6.0 * tokens * self.adapter
 
 
 def model_cost(lm: PreTrainedModel) -> ModelCost:
@@ -59,16 +70,19 @@ def model_cost(lm: PreTrainedModel) -> ModelCost:
     layers = int(config.num_hidden_layers)
     embedding = lm.get_input_embeddings().weight
     head = lm.get_output_embeddings().weight
-    matrices = sum(p.numel() for p in lm.parameters() if p.ndim >= 2 and p is not embedding and p is not head)
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    adapter = sum(p.numel() for p in trained) if len(trained) < len(list(lm.parameters())) else 0
+    matrices = sum(p.numel() for p in lm.parameters() if p.ndim >= 2 and p is not embedding and p is not head) - adapter
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     return ModelCost(
-        parameters=sum(p.numel() for p in lm.parameters()),
+        parameters=sum(p.numel() for p in lm.parameters()) - adapter,
         linear=matrices,
         head=head.numel(),
         squared=6.0 * layers * heads * head_dim,
         # residual stream, norms, q, k, v and attention output; gate, up, their product and its input gradient
         activation_bytes=layers * (10 * hidden + 4 * inner) * 4,
         context=getattr(config, "max_position_embeddings", None),
+        adapter=adapter,
     )
 
 
@@ -91,29 +105,29 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def available_memory(device: torch.device, share_with: int) -> int:
-    """Bytes this process may count on; CPU memory is shared with the other ranks of this machine."""
+    """Bytes that this process may still take; CPU memory is shared with the other ranks of this machine.
+
+    A container's limit counts where it is below what the machine has (control groups, version 2).
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // share_with
-    except OSError:
-        pass
-    return (8 << 30) // share_with
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        free = 8 << 30
+    return min(free, _container_room(free)) // share_with
 
 
-def token_budget(cost: ModelCost, longest: int, memory: int, ranks: int, device: torch.device) -> int:
-    """``max_tokens_per_device: auto``: what fits beside weights, gradients and moments, in steps of 512.
-
-    More than 4,096 tokens a micro-batch gain nothing on a CPU (its matrices are large enough by then), more than
-    65,536 nothing on a GPU.
-    """
-    static = cost.parameters * 16 // ranks
-    room = max(0, int(memory * 0.7) - static)
-    fitting = room // max(1, cost.activation_bytes) // 512 * 512
-    ceiling = 4096 if device.type == "cpu" else 65_536
-    return max(longest, min(ceiling, max(512, fitting)))
+def _container_room(otherwise: int, folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes below this container's limit, file cache not counted as used; ``otherwise`` without a limit."""
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(counts.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no such files, or the word "max"
+        return otherwise
 
 
 def best_dtype(device: torch.device) -> tuple[torch.dtype, str]:

@@ -74,7 +74,7 @@ def inspect_model_folder(folder: Path, *, trust_remote_code: bool = False) -> li
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder}: adapter_config.json makes this an adapter, not a model; merge it into its base model first "
-            "(peft: model.merge_and_unload()) and use the merged folder"
+            "(sengi export --merge) and use the merged folder"
         )
     config = read_config(folder / "config.json")
     warnings = _check_config(folder / "config.json", config, trust_remote_code)

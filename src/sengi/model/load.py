@@ -15,6 +15,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.errors import ModelError
+from sengi.model import adapters
 from sengi.model.inspect import inspect_model_folder, inspect_tokenizer_files, weight_files
 
 FINGERPRINT_PIECE = 2**20  # bytes read at each end of a weight file
@@ -24,7 +25,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     """Load the tokenizer of a folder, without network and without foreign code.
 
     Args:
-        folder: a folder with tokenizer.json, or with tokenizer.model (needs the extra ``sengi[sentencepiece]``).
+        folder: a folder with tokenizer.json, or with tokenizer.model (needs the extra ``sengi[sentencepiece]``), or an
+            adapter without either, whose base has one.
         trust_remote_code: run the tokenizer code of the model's author.
 
     Raises:
@@ -33,6 +35,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder}: not a folder; give the folder that holds tokenizer.json")
+    if adapters.is_adapter(folder) and not adapters.has_tokenizer(folder):
+        folder = adapters.base_folder(folder, trust_remote_code=trust_remote_code)
     inspect_tokenizer_files(folder, trust_remote_code=trust_remote_code)
     if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists():
         missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
@@ -59,23 +63,31 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    quantization_config: Any = None,
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors, without network and without foreign code.
 
     Args:
-        folder: a model folder; it passes :func:`sengi.model.inspect.inspect_model_folder` first.
+        folder: a model folder; it passes :func:`sengi.model.inspect.inspect_model_folder` first. Of an adapter folder
+            the base is loaded and the adapter added to its weights.
         dtype: type of the weights in memory; None keeps the one they are stored in.
         attn_implementation: name of an attention function that transformers knows; None takes the best that it has
             for this family (Gemma 2 has no "sdpa").
         trust_remote_code: run the model code of the model's author.
+        quantization_config: quantizer of transformers that is applied while the weights are read.
 
     Returns:
-        The model in evaluation mode, on the CPU, every parameter read from the files.
+        The model in evaluation mode, on the CPU (quantized: where the quantizer puts it), every parameter read from
+        the files.
 
     Raises:
         ModelError: the folder does not pass, or weights are missing, of another shape or left over.
     """
     folder = Path(folder)
+    if adapters.is_adapter(folder):
+        return adapters.load_merged(
+            folder, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+        )
     inspect_model_folder(folder, trust_remote_code=trust_remote_code)
     try:
         with quiet_transformers():
@@ -86,6 +98,7 @@ def load_model(
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
+                quantization_config=quantization_config,
                 output_loading_info=True,
             )
     except Exception as error:  # whatever a malformed config makes transformers raise
@@ -109,11 +122,14 @@ def model_fingerprint(folder: Path) -> str:
     protection against somebody who edits the middle of a file (the manifest of a checkpoint is).
 
     Args:
-        folder: a model folder.
+        folder: a model folder, or an adapter folder: then base and adapter are both in the name.
 
     Returns:
         64 hexadecimal digits.
     """
+    if adapters.is_adapter(folder):
+        parts = [model_fingerprint(adapters.base_folder(folder)), *adapters.adapter_facts(folder).values()]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in weight_files(folder):
         size = path.stat().st_size

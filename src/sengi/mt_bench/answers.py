@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from sengi.inference.generation import GenerationRequest, Generator
 from sengi.inference.prompts import Prompts
+from sengi.model.adapters import config_folder, is_adapter
 from sengi.model.inspect import inspect_model_folder
 from sengi.model.load import load_model, load_tokenizer, model_fingerprint
 from sengi.mt_bench.cache import Cache, RowFile, key_of
@@ -75,7 +76,7 @@ def answer_bench(
     Raises:
         ModelError: the model or its tokenizer cannot be used.
     """
-    inspect_model_folder(model_folder)
+    inspect_model_folder(config_folder(model_folder))
     fingerprint = model_fingerprint(model_folder)
     name, notes = claim_name(output / "model_answer", model_folder, fingerprint)
     answered = Answered(name, notes=notes)
@@ -193,7 +194,8 @@ class _Asking:
         if self._generator is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             model: Any = load_model(self._folder, dtype=torch.float32)
-            self._generator = Generator(model.to(device), self._tokenizer, folder=self._folder)
+            whole = None if is_adapter(self._folder) else self._folder  # for vLLM, which loads it again
+            self._generator = Generator(model.to(device), self._tokenizer, folder=whole)
         return self._generator
 
     def _count(self, turns: int) -> None:
@@ -204,7 +206,7 @@ class _Asking:
 
 def _context_length(folder: Path) -> int | None:
     """Positions that the model has, if its configuration says so."""
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(str(config_folder(folder)), local_files_only=True).get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 

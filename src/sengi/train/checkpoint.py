@@ -8,6 +8,9 @@
 
 There is no pickle. A tensor is stored as ranges of rows, so a checkpoint of W ranks loads on any other number.
 There is no random state to keep: the data order is a pure function of the step, and dropout is off.
+
+A save has three parts: ``snapshot.take`` (all ranks) says what is to be written, :meth:`Save.write` writes this rank's
+part and runs in a thread (background_save.py), :meth:`Save.publish` (all ranks) makes a checkpoint of the parts.
 """
 
 from __future__ import annotations
@@ -20,84 +23,107 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from sengi import storage
 from sengi.errors import CheckpointError, StorageError
 from sengi.train.distributed import World
 from sengi.train.export import SHARD_BYTES, weight_files
 from sengi.train.optimizer import local
+from sengi.train.optimizer_states import begun, set_step, state_kinds
+from sengi.train.snapshot import Snapshot, rows_of, trained
+from sengi.train.tensor_files import safetensors_pieces
 
 FORMAT = 1
 STATE = "training_state"
 PREFIX = "checkpoint-"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save(
-    run: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    world: World,
-    *,
-    export_dtype: torch.dtype,
-    files: dict[str, bytes],
-    facts: dict[str, Any],
-) -> Path:
-    """Publish ``checkpoint-<step>``; on return it is safe on disk. All ranks call this together.
+class Save:
+    """One checkpoint on its way to disk. All ranks make one together.
 
     Args:
-        model: the (sharded) supervised model; its parameters are float32.
-        export_dtype: type of the weights in the Hugging Face files.
+        run: the run folder.
+        step: steps done.
+        world: the processes of the run.
+        snapshot: of this rank.
         files: the other files of the folder, name -> content.
-        facts: kept in the manifest and returned by :func:`load`.
+        facts: kept in the manifest and returned by :func:`newest_valid`.
 
     Raises:
-        StorageError: a write failed on some rank (the same error on all); no checkpoint was published.
+        StorageError: the folder cannot be made (the same error on all ranks).
     """
-    folder = run / f"{PREFIX}{step}"
-    stage_path = world.on_first(lambda: str(storage.begin(folder).path))
-    stage = storage.Stage(Path(stage_path))
-    try:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):  # a forward pass without a backward leaves parts of it unsharded
-                module.reshard()
-        names = _names(model)
-        full = _full_parameters(model, world)
 
-        def write() -> dict[str, Any]:
-            if world.first:
-                for name, content in files.items():
-                    stage.write(name, content)
-                for name, content in weight_files(full, export_dtype):
-                    stage.write(name, content)
-            layout: dict[str, Any] = {}
-            for number, (rows, tensors) in enumerate(_local_state(optimizer, names)):
-                file = f"rank-{world.rank:05d}-{number:05d}.safetensors"
-                stage.write(f"{STATE}/{file}", safetensors_bytes(tensors))
-                layout[file] = rows
-            return {"records": stage.records, "layout": layout}
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        world: World,
+        snapshot: Snapshot,
+        files: dict[str, bytes],
+        facts: dict[str, Any],
+    ) -> None:
+        self.folder = run / f"{PREFIX}{step}"
+        self.world, self.snapshot, self.files = world, snapshot, files
+        self.facts = {"format": FORMAT, "step": step, "world_size": world.size, **facts}
+        self.stage = storage.Stage(Path(world.on_first(lambda: str(storage.begin(self.folder).path))))
+        self.layout: dict[str, Any] = {}
+        self.given_up = False
 
-        parts = world.together(write)
+    def write(self) -> None:
+        """Write this rank's files; talks to no other rank.
 
-        def seal() -> None:
-            layout = {file: rows for part in parts for file, rows in part["layout"].items()}
-            stage.write(f"{STATE}/layout.json", json.dumps({"format": FORMAT, "rows": layout}, indent=1).encode())
-            for part in parts:
-                stage.records.update(part["records"])
-            storage.publish(stage, folder, {"format": FORMAT, "step": step, "world_size": world.size, **facts})
+        Raises:
+            StorageError: a write failed.
+        """
+        if self.world.first:
+            for name, content in self.files.items():
+                self.stage.write(name, content)
+            for name, pieces in weight_files(self.snapshot.weights):
+                self.stage.write(name, *pieces)
+        for number, names in enumerate(_files_worth(self.snapshot.state)):
+            if self.given_up:
+                return
+            file = f"rank-{self.world.rank:05d}-{number:05d}.safetensors"
+            tensors = {name: self.snapshot.state[name].cpu().contiguous() for name in names}
+            self.stage.write(f"{STATE}/{file}", *safetensors_pieces(tensors))
+            self.layout[file] = {name: list(self.snapshot.rows[name]) for name in names}
 
-        world.on_first(seal)
-    except BaseException:
-        if world.first and stage.path.exists():
-            _try_to_remove(stage.path)
-        raise
-    return folder
+    def publish(self, failure: BaseException | None) -> Path:
+        """Make a checkpoint of what all ranks wrote; on return it is safe on disk. All ranks call this together.
+
+        Args:
+            failure: what this rank's :meth:`write` raised.
+
+        Raises:
+            StorageError: a write failed on some rank (the same error on all); no checkpoint was published.
+        """
+
+        def part() -> dict[str, Any]:
+            if failure is not None:
+                raise failure
+            return {"records": self.stage.records, "layout": self.layout}
+
+        try:
+            parts = self.world.together(part)
+            self.world.on_first(lambda: self._seal(parts))
+        except BaseException:
+            self.remove()
+            raise
+        return self.folder
+
+    def _seal(self, parts: list[dict[str, Any]]) -> None:
+        layout = {file: rows for part in parts for file, rows in part["layout"].items()}
+        self.stage.write(f"{STATE}/layout.json", json.dumps({"format": FORMAT, "rows": layout}, indent=1).encode())
+        for part in parts:
+            self.stage.records.update(part["records"])
+        storage.publish(self.stage, self.folder, self.facts)
+
+    def remove(self) -> None:
+        """Remove what was written, by rank 0; what cannot be removed is swept up by the next start."""
+        if self.world.first and self.stage.path.exists():
+            with contextlib.suppress(StorageError):
+                storage.remove(self.stage.path)
 
 
 def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -149,77 +175,49 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world
     def read() -> None:
         state = folder / STATE
         layout = json.loads((state / "layout.json").read_text(encoding="utf-8"))["rows"]
-        names = _names(model)
+        names = trained(model)
+        _check_same_model(state, layout, names)
         for name, parameter in names:
-            wanted = _rows(parameter)
-            for kind in ("param", *MOMENTS):
-                values = _read_rows(state, layout, f"{kind}.{name}", wanted, tuple(local(parameter).shape))
-                if kind == "param":
-                    with torch.no_grad():
-                        local(parameter).copy_(values)
-                else:
-                    _moment(optimizer, parameter, kind).copy_(values)
+            for kind in ("param", *state_kinds(optimizer, parameter)):
+                target = parameter if kind == "param" else begun(optimizer, parameter)[kind]
+                shape = tuple(local(target).shape)
+                values = _read_rows(state, layout, f"{kind}.{name}", rows_of(target), shape)
+                with torch.no_grad():
+                    local(target).copy_(values)
         saved = _read_rows(state, layout, "step", None, ())
         for _, parameter in names:
-            optimizer.state[parameter]["step"] = saved.to(local(parameter).device, copy=True)  # fused AdamW's place
+            set_step(optimizer, parameter, saved)
 
     world.together(read)
 
 
-def _names(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Trainable parameters under the names that the Hugging Face model gives them; tied weights once."""
-    return [(name.removeprefix("lm."), p) for name, p in model.named_parameters() if p.requires_grad]
+def _check_same_model(state: Path, layout: dict[str, Any], names: list[tuple[str, nn.Parameter]]) -> None:
+    """Rows alone would not tell: those of a smaller model are all there in a larger one's checkpoint."""
+    saved: dict[str, int] = {}
+    for rows in layout.values():
+        for key in (key for key in rows if key.startswith("param.")):
+            saved[key] = max(saved.get(key, 0), rows[key][1])
+    here = {f"param.{name}": parameter.shape[0] if parameter.ndim else 0 for name, parameter in names}
+    for key in sorted(saved.keys() | here.keys()):
+        if saved.get(key) != here.get(key):
+            was, is_ = (f"{count:,} rows" if count is not None else "none" for count in (saved.get(key), here.get(key)))
+            raise CheckpointError(
+                f"{state}: {key} has {was}, the model has {is_}; this checkpoint belongs to another model"
+            )
 
 
-def _full_parameters(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """All parameters and persistent buffers, whole and on the CPU of rank 0; all ranks take part."""
-    full: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if world.first:
-            full[name.removeprefix("lm.")] = whole.detach().cpu()
-    persistent = set(model.state_dict().keys())
-    for name, buffer in model.named_buffers():
-        if world.first and name in persistent:
-            full[name.removeprefix("lm.")] = buffer.detach().cpu()
-    return full
-
-
-def _local_state(
-    optimizer: torch.optim.Optimizer, names: list[tuple[str, nn.Parameter]]
-) -> Iterator[tuple[dict[str, list[int]], dict[str, Tensor]]]:
-    """This rank's rows, a file's worth at a time: name -> [first, last) and name -> tensor."""
-    step = next((s["step"] for s in optimizer.state.values() if "step" in s), torch.tensor(0.0))
-    rows: dict[str, list[int]] = {"step": [0, 0]}
-    tensors: dict[str, Tensor] = {"step": step.detach().cpu().float().reshape(())}
+def _files_worth(state: dict[str, Tensor]) -> Iterator[list[str]]:
+    """The names of ``state``, a file's worth at a time."""
+    names: list[str] = []
     size = 0
-    for name, parameter in names:
-        for kind in ("param", *MOMENTS):
-            value = parameter if kind == "param" else _moment(optimizer, parameter, kind)
-            part = local(value).detach().cpu().contiguous()
-            if size + part.nbytes > SHARD_BYTES and size:
-                yield rows, tensors
-                rows, tensors, size = {}, {}, 0
-            rows[f"{kind}.{name}"] = list(_rows(parameter))
-            tensors[f"{kind}.{name}"] = part
-            size += part.nbytes
-    yield rows, tensors
-
-
-def _rows(parameter: Tensor) -> tuple[int, int]:
-    """The rows [first, last) of dimension 0 that this rank holds; (0, 0) stands for a scalar."""
-    if not isinstance(parameter, DTensor):
-        return (0, parameter.shape[0]) if parameter.ndim else (0, 0)
-    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return int(offset[0]), int(offset[0]) + int(shape[0])
-
-
-def _moment(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, kind: str) -> Tensor:
-    """This rank's part of an Adam moment; made of zeros where the optimizer has not stepped yet."""
-    state = optimizer.state[parameter]
-    if kind not in state:
-        state[kind] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return local(state[kind])
+    for name, tensor in state.items():
+        if size + tensor.nbytes > SHARD_BYTES and size:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    if names:
+        yield names
 
 
 def _read_rows(
@@ -244,8 +242,3 @@ def _read_rows(
             "this checkpoint belongs to another model"
         )
     return values
-
-
-def _try_to_remove(folder: Path) -> None:
-    with contextlib.suppress(StorageError):  # the disk is already failing; the next start sweeps it up
-        storage.remove(folder)

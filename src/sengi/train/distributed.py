@@ -71,7 +71,7 @@ class World:
 
 
 def start_world() -> World:
-    """Join the processes that torchrun started, or be a world of one.
+    """Join the processes that torchrun or Ray started, or be a world of one.
 
     The device is CUDA where there is one (the rank's own), else the CPU. A dead torchrun takes its ranks along,
     and a rank that hangs for STALL_TIMEOUT seconds stops all.
@@ -82,14 +82,20 @@ def start_world() -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     control = None
-    if "RANK" in os.environ and not dist.is_initialized():
-        die_with(os.getppid())  # torchrun's death
+    if "RANK" in os.environ:
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-        timeout = datetime.timedelta(seconds=STALL_TIMEOUT)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        if not dist.is_initialized():  # else by Ray, which also looks after its processes
+            die_with(os.getppid())  # torchrun's death
+            timeout = datetime.timedelta(seconds=STALL_TIMEOUT)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=CONTROL_TIMEOUT))
     return World(rank, size, device, control)
+
+
+def ranks_here() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def end_world() -> None:

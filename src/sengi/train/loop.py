@@ -6,23 +6,27 @@ import contextlib
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from sengi.data.packing import pack_step
-from sengi.errors import NonFiniteError, SengiError, StoppedByRequest, StorageError
+from sengi.errors import NonFiniteError, StoppedByRequest, StorageError
 from sengi.train import checkpoint
+from sengi.train.background_save import Saver
 from sengi.train.distributed import World
 from sengi.train.evaluation import Evaluations
-from sengi.train.export import model_card
+from sengi.train.export import check_base, model_card
 from sengi.train.ledger import samples_digest
 from sengi.train.observer import Observer
 from sengi.train.optimizer import learning_rate, set_learning_rate
+from sengi.train.out_of_memory import MemoryGuard, StepOutOfMemory, does_not_fit, smaller_budget
 from sengi.train.run_folder import RunFolder
 from sengi.train.schedule import samples_seen, save_is_due
 from sengi.train.setup import Setup
+from sengi.train.sharding import reduces_each_micro_batch
 from sengi.train.step import StepResult, run_step
 from sengi.train.stopping import StopRequest
 
@@ -41,7 +45,8 @@ class Loop:
 
     Attributes:
         step: steps done.
-        saved_step: the step of the newest checkpoint, -1 without one.
+        saved_step: the step of the newest checkpoint, perhaps still in the making; -1 without one.
+        saver: writes the checkpoints.
     """
 
     def __init__(
@@ -65,6 +70,9 @@ class Loop:
         self.saved_step = -1
         self.loss = float("nan")
         self.peak = setup.plan.peak_flops
+        self.guard = MemoryGuard(model, world)
+        self.reduce_each = reduces_each_micro_batch(self.recipe, world, setup.plan.trained_parameters)
+        self.saver = Saver(folder.path, world, observer, self.recipe.save_in_background, self._published)
 
     def restore(self) -> None:
         """Go to the newest good checkpoint, if there is one, and open the log behind it.
@@ -75,6 +83,7 @@ class Loop:
         found = checkpoint.newest_valid(self.folder.path, self.world, self.observer.message)
         if found is not None:
             path, facts = found
+            self.world.on_first(lambda: check_base(path, self.files))
             checkpoint.load(path, self.model, self.optimizer, self.world)
             self.step = self.saved_step = int(facts["step"])
             self.loss = float(facts["loss"])
@@ -107,8 +116,9 @@ class Loop:
             due = self.step < steps.num_steps and self.evaluations.is_due(self.step)
             if due:
                 self.evaluations.heldout(self.step, self.model, self.autocast)
-            if save_is_due(self.recipe, steps, self.step) or self.evaluations.needs_checkpoint(self.step):
-                self._save()
+            scored = self.evaluations.needs_checkpoint(self.step)
+            if scored or save_is_due(self.recipe, steps, self.step):
+                self._save(wait=scored or self.step == steps.num_steps)
             if due:
                 self.evaluations.tasks(self.step)
         self._save_if_new()
@@ -120,7 +130,6 @@ class Loop:
         setup = self.setup
         samples = setup.steps.step_samples(step)
         lengths = setup.store.lengths[samples]
-        packs = pack_step(lengths, setup.plan.max_tokens_per_device, self.world.size, setup.cost.attention_cost)
         planned = time.perf_counter() - started
         rate = learning_rate(self.recipe, step, setup.steps.num_steps)
         set_learning_rate(self.optimizer, rate)
@@ -130,36 +139,46 @@ class Loop:
             nonlocal begun
             if self.world.device.type == "cpu" or number == 0:  # on a GPU, asking would stall the queue
                 self._stop_if_asked()
+                self.saver.poll()
             self.observer.micro_batch(before + min(begun, len(samples)))
             begun += len(members) * self.world.size
             if self.world.first:
                 with contextlib.suppress(StorageError):  # a missed heartbeat must not raise on one rank alone
                     self.folder.status(now=False, step=step - 1, samples_seen=before)
 
-        try:
-            result = run_step(
-                self.model,
-                self.optimizer,
-                setup.store,
-                samples,
-                packs,
-                self.recipe,
-                self.world,
-                self.autocast,
-                before_micro_batch=before_micro_batch,
-            )
-        except NonFiniteError as error:
-            self._save_if_new()
-            saved = f"step {self.step} is saved" if self.step else "nothing was trained yet"
-            places = ", ".join(setup.store.place(int(i)) for i in samples[:3])
-            raise NonFiniteError(
-                f"step {step}: {error}; no update was made and {saved}; look at its samples ({places}, ...; all by "
-                f"'sengi data ledger {self.folder.path} --step {step}'), or lower learning_rate in another output_dir"
-            ) from None
-        except torch.OutOfMemoryError:
-            raise _out_of_memory(step, self.world.rank, setup.plan.max_tokens_per_device) from None
+        result, given = None, self.setup.plan.max_tokens_per_device
+        while result is None:
+            budget, begun = self.setup.plan.max_tokens_per_device, 0
+            packs = pack_step(lengths, budget, self.world.size, setup.cost.attention_cost)
+            try:
+                result = run_step(
+                    self.model,
+                    self.optimizer,
+                    setup.store,
+                    samples,
+                    packs,
+                    self.recipe,
+                    self.world,
+                    self.autocast,
+                    self.guard,
+                    before_micro_batch=before_micro_batch,
+                    reduce_each=self.reduce_each,
+                )
+            except NonFiniteError as error:
+                self._save_if_new()
+                saved = f"step {self.step} is saved" if self.step else "nothing was trained yet"
+                places = ", ".join(setup.store.place(int(i)) for i in samples[:3])
+                raise NonFiniteError(
+                    f"step {step}: {error}; no update was made and {saved}; look at its samples ({places}, ...; all by "
+                    f"'sengi data ledger {self.folder.path} --step {step}'), or lower learning_rate in another "
+                    "output_dir"
+                ) from None
+            except StepOutOfMemory as error:
+                self._go_on_with_less(step, error, smaller_budget(packs, lengths, int(setup.store.lengths.max())))
         self.step, self.loss = step, result.loss
         record = self._record(step, result, rate, time.perf_counter() - started, planned)
+        if self.setup.plan.max_tokens_per_device < given:
+            record["max_tokens_reduced_to"] = self.setup.plan.max_tokens_per_device
 
         def log() -> None:
             self.folder.log_step(record)
@@ -167,6 +186,24 @@ class Loop:
 
         self.world.on_first(log)
         self.observer.step(record)
+
+    def _go_on_with_less(self, step: int, error: StepOutOfMemory, budget: int | None) -> None:
+        """Make micro-batches smaller for the rest of the run, also when it is continued.
+
+        Raises:
+            SengiError: they cannot be smaller.
+        """
+        plan = self.setup.plan
+        if budget is None:
+            raise does_not_fit(step, error, plan, self.setup.store)
+        self.observer.message(
+            f"step {step}: out of memory with micro-batches of up to {plan.max_tokens_per_device:,} tokens ({error}); "
+            f"doing the step again with at most {budget:,}, the same samples and gradient, and so the rest of the run"
+        )
+        given = plan.max_tokens_reduced_from or plan.max_tokens_per_device
+        plan = replace(plan, max_tokens_per_device=budget, max_tokens_reduced_from=given)
+        self.setup = replace(self.setup, plan=plan)
+        self.world.on_first(lambda: self.folder.write_plan(plan.to_dict()))
 
     def _record(self, step: int, result: StepResult, rate: float, seconds: float, planned: float) -> dict[str, object]:
         """The line of dynamics.jsonl."""
@@ -187,6 +224,8 @@ class Loop:
             "num_supervised_tokens": targets,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
+            "half_grad_norm": result.half_grad_norm,
+            "half_share": result.half_share,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
             "mfu": speed / (self.peak * ranks) if self.peak else None,
@@ -205,39 +244,36 @@ class Loop:
             )
 
     def _save_if_new(self) -> None:
+        """See that the state of now is safe on disk."""
         if self.step > 0 and self.saved_step != self.step:
-            self._save()
+            self._save(wait=True)
+        self.saver.finish()
 
-    def _save(self) -> None:
-        """Publish a checkpoint, then remove the ones beyond save_total_limit."""
+    def _save(self, wait: bool) -> None:
+        """Begin a checkpoint; with ``wait`` it is safe on disk on return."""
         self.world.on_first(self.folder.sync_log)
         seen = samples_seen(self.setup.steps, self.step)
         sources = {name: value["samples"] for name, value in self.setup.plan.data["sources"].items()}
-        path = checkpoint.save(
-            self.folder.path,
+        self.saver.save(
             self.step,
             self.model,
             self.optimizer,
-            self.world,
             export_dtype=self.autocast or torch.float32,
             files={**self.files, "README.md": model_card(self.recipe, self.step, seen, self.loss, sources)},
             facts={"samples_seen": seen, "loss": self.loss, "data_fingerprint": self.setup.store.fingerprint},
+            wait=wait,
         )
         self.saved_step = self.step
+
+    def _published(self, path: Path) -> None:
+        """A checkpoint is safe on disk: remove those beyond save_total_limit."""
         self.observer.saved(path)
 
         def remove_old() -> None:
             checkpoint.prune(self.folder.path, self.recipe.save_total_limit, self.evaluations.in_use())
-            self.folder.status(step=self.step, samples_seen=seen)
+            self.folder.status(step=self.step, samples_seen=samples_seen(self.setup.steps, self.step))
 
         self.world.on_first(remove_old)
-
-
-def _out_of_memory(step: int, rank: int, budget: int) -> SengiError:
-    return SengiError(
-        f"step {step}, rank {rank}: out of GPU memory with micro-batches of {budget:,} tokens; the last checkpoint is "
-        "safe; lower max_tokens_per_device and run the same command again"
-    )
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -11,22 +11,23 @@ from torch.distributed.tensor import DTensor
 
 from sengi.recipe import Recipe
 from sengi.train.distributed import World
+from sengi.train.optimizer_states import BFloat16AdamW, bnb_adamw
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with the recipe's constants; weight decay on matrices only, not on norms and biases."""
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with the recipe's constants and moments; weight decay on matrices only, not on norms and biases."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        fused=True,
-    )
+    filled = [group for group in groups if group["params"]]
+    betas = (recipe.adam_beta1, recipe.adam_beta2)
+    if recipe.optim == "adamw_bnb_8bit":
+        return bnb_adamw(filled, recipe)
+    if recipe.optim == "adamw_anyprecision":
+        return BFloat16AdamW(filled, lr=recipe.learning_rate, betas=betas, eps=recipe.adam_epsilon)
+    return torch.optim.AdamW(filled, lr=recipe.learning_rate, betas=betas, eps=recipe.adam_epsilon, fused=True)
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
@@ -67,8 +68,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter], world: World) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     if parts:
         total = torch.stack(torch._foreach_norm(parts)).double().square().sum()
-    if any(isinstance(g, DTensor) for g in grads):
+    if (sharded := next((g for g in grads if isinstance(g, DTensor)), None)) is not None:
         world.sum(total)
+        if sharded.device_mesh.ndim == 2:  # hybrid sharding: each machine has a copy of every gradient
+            total /= sharded.device_mesh.size(0)
     return total.sqrt()
 
 

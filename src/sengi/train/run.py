@@ -14,13 +14,16 @@ from sengi.environment import describe_environment
 from sengi.errors import ModelError, SengiError, StoppedByRequest
 from sengi.evaluate import run_evaluations
 from sengi.evaluate.tasks import load_tasks
+from sengi.model.checkpointing import checkpoint_layers, transformer_layers
 from sengi.model.load import load_model, load_tokenizer
+from sengi.model.lora import add_adapter, compute_in, load_frozen
 from sengi.model.supervised import prepare
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.evaluation import Evaluations
-from sengi.train.export import export_files
+from sengi.train.export import adapter_files, export_files
+from sengi.train.lifeline import Lifeline
 from sengi.train.loop import Loop
 from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer
@@ -62,6 +65,8 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResu
         stop = stack.enter_context(StopRequest())
         stack.callback(end_world)
         world = start_world()
+        begun: list[RunFolder] = []  # once there is one, a failure is noted in it
+        lifeline = stack.enter_context(Lifeline(world, lambda cause: _note_failure(world, begun, cause)))
         observer = observer if observer is not None and world.first else Observer()
         told = observer.message
 
@@ -84,13 +89,13 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResu
         world.on_first(claim)
         observer.plan(setup.plan)
         folder = RunFolder(path)
+        begun.append(folder)
         try:
             evaluations = Evaluations(setup, world, observer, stop, folder)
             stack.callback(evaluations.close)
             return _run(setup, world, observer, stop, folder, evaluations)
         except BaseException as error:
-            if world.first or not getattr(error, "elsewhere", False):  # the rank it happened on knows the cause
-                _note_failure(folder, error)
+            _note_failure(world, begun, lifeline.explained(error))
             raise
 
 
@@ -118,7 +123,11 @@ def _train_model(
     loop.restore()
     if loop.step == 0:  # a run that is continued has its start scored already
         evaluations.heldout(0, loop.model, loop.autocast)
-    last = loop.run()
+    try:
+        last = loop.run()
+    except BaseException as error:
+        loop.saver.close(error)
+        raise
     evaluations.heldout(loop.step, loop.model, loop.autocast)
     return loop.step, last
 
@@ -141,10 +150,17 @@ def _load(
 ) -> Loop:
     """The base model, made padding-free, sharded and given an optimizer."""
     recipe, dtype = setup.resolved.recipe, DTYPES[setup.plan.dtype]
-    lm = load_model(setup.model_folder)
-    files = export_files(lm, load_tokenizer(setup.model_folder), dtype)
+    tokenizer = load_tokenizer(setup.model_folder)
+    if recipe.use_peft:
+        lm = load_frozen(setup.model_folder, recipe)
+        files = adapter_files(add_adapter(lm, recipe), tokenizer, recipe.model_name_or_path, setup.model_folder)
+    else:
+        lm = load_model(setup.model_folder)
+        files = export_files(lm, tokenizer, dtype)
     autocast = dtype if dtype != torch.float32 else None
     supervised = prepare(lm, world.device, autocast)
+    if recipe.use_peft and autocast is not None:
+        compute_in(lm, autocast)
     if not supervised.padding_free and world.size > 1:
         raise ModelError(
             f"{type(lm).__name__} carries state along the row, so it runs one document a call and on one process only; "
@@ -152,13 +168,16 @@ def _load(
         )
     if not supervised.padding_free:
         observer.message(f"{type(lm).__name__} carries state along the row: one document a forward call, not packed")
-    model = shard(supervised, world)
+    checkpoint_layers(transformer_layers(supervised), setup.plan.gradient_checkpointing)
+    model = shard(supervised, world, recipe)
     optimizer = build_optimizer(model, recipe)
     return Loop(setup, world, observer, stop, folder, evaluations, model, optimizer, files, autocast)
 
 
-def _note_failure(folder: RunFolder, error: BaseException) -> None:
+def _note_failure(world: World, begun: list[RunFolder], error: BaseException) -> None:
     """Leave the cause in status.json; a failing disk must not hide it."""
+    if not begun or (getattr(error, "elsewhere", False) and not world.first):
+        return  # the rank it happened on knows the cause
     asked = isinstance(error, StoppedByRequest | KeyboardInterrupt)
     with contextlib.suppress(SengiError):
-        folder.status(state="stopped" if asked else "failed", reason=str(error) or type(error).__name__)
+        begun[0].status(state="stopped" if asked else "failed", reason=str(error) or type(error).__name__)

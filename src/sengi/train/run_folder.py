@@ -26,9 +26,14 @@ FREE_KEYS = frozenset(
     {
         "output_dir",
         "max_tokens_per_device",
+        "gradient_checkpointing",
+        "fsdp_sharding_strategy",
+        "fsdp_reshard_after_forward",
+        "fsdp_gradient_reduction",
         "save_steps",
         "save_samples",
         "save_total_limit",
+        "save_in_background",
         "eval_data",
         "eval_questions",
         "eval_tasks",
@@ -117,6 +122,10 @@ class RunFolder:
         storage.write_json(self.path / "environment.json", environment)
         storage.write_json(self.path / "plan.json", plan)
         storage.write_file(self.path / "recipe.yaml", resolved.to_yaml().encode())
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """plan.json again, after the run had to change it."""
+        storage.write_json(self.path / "plan.json", plan)
 
     def status(self, now: bool = True, **facts: Any) -> None:
         """Update status.json; with ``now=False`` only when the last write is HEARTBEAT seconds old."""

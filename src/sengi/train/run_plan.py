@@ -14,15 +14,20 @@ from sengi.data.packing import pack_step
 from sengi.data.plan import StepPlan
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
+from sengi.model.checkpointing import Dial
 from sengi.model.cost import ModelCost, best_dtype
+from sengi.model.memory import STATE_BYTES
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
+from sengi.train.fit import LOOK_AT, Fit
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
-LOOK_AT = 16  # steps whose packs are looked at for the forecast
 # Share of the peak that a forecast assumes: 0.8 was measured on 2 CPU cores at 135M in float32 (docs/results); for
 # GPUs peers publish 0.28 to 0.41, nothing was measured here
 CPU_EFFICIENCY, GPU_EFFICIENCY = 0.7, 0.35
+# What the layers do again: their forward pass is a third of forward and backward
+AGAIN = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
+FORECAST = ("forecast_seconds", "memory", "checkpoint_bytes", "disk_bytes")
 NOTABLE = (
     "effective_batch_size",
     "learning_rate",
@@ -32,6 +37,7 @@ NOTABLE = (
     "loss_reduction",
     "dtype",
     "max_tokens_per_device",
+    "gradient_checkpointing",
 )
 
 
@@ -42,7 +48,10 @@ class RunPlan:
     Attributes:
         samples: samples in the store; ``epoch_samples`` counts weights in.
         steps: optimizer steps; the last holds ``last_step_samples``.
-        max_tokens_per_device: the token budget in use.
+        max_tokens_per_device: the token budget in use; ``max_tokens_reduced_from`` the one that an earlier step of this
+            run had no memory for.
+        gradient_checkpointing: the dial in use.
+        memory: the forecast of one process at its highest (model/memory.py).
         packs_per_step: mean micro-batches of a step over all ranks; ``pack_fill`` is the share of the budget used.
         tokens: tokens of the whole run; ``flops`` the floating-point operations they cost.
         forecast_seconds: rough training time, or None where the peak of the device is not known.
@@ -58,11 +67,15 @@ class RunPlan:
     device: str
     dtype: str
     max_tokens_per_device: int
+    max_tokens_reduced_from: int | None
+    gradient_checkpointing: Dial
+    memory: dict[str, Any]
     packs_per_step: float
     pack_fill: float
     tokens: int
     supervised_tokens: int
     parameters: int
+    trained_parameters: int
     flops: float
     peak_flops: float | None
     forecast_seconds: float | None
@@ -78,7 +91,7 @@ class RunPlan:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as kept in plan.json."""
         values = asdict(self)
-        values["forecast"] = {name: values.pop(name) for name in ("forecast_seconds", "checkpoint_bytes", "disk_bytes")}
+        values["forecast"] = {name: values.pop(name) for name in FORECAST}
         return values
 
 
@@ -88,7 +101,7 @@ def make_plan(
     steps: StepPlan,
     cost: ModelCost,
     *,
-    budget: int,
+    fitted: Fit,
     dtype: torch.dtype,
     dtype_reason: str,
     world_size: int,
@@ -100,7 +113,7 @@ def make_plan(
     Raises:
         InputError: a sample does not fit the token budget, or the checkpoints would not fit the disk.
     """
-    recipe = resolved.recipe
+    recipe, budget = resolved.recipe, fitted.budget
     longest = int(store.lengths.max())
     place = store.place(int(store.lengths.argmax()))
     if cost.context is not None and longest > cost.context:
@@ -120,10 +133,12 @@ def make_plan(
     squares = float((store.lengths.astype(np.float64) ** 2).sum()) * share
     tokens, targets = int(store.lengths.sum() * share), int(store.supervised.sum() * share)
     flops = cost.flops(tokens, targets, squares)
+    done = flops + AGAIN[fitted.dial] * cost.flops(tokens, 0, squares)
     efficiency = CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY
     # ranks of one CPU share its cores, so more of them add no peak
     speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
-    checkpoint = cost.parameters * (12 + dtype.itemsize) + (20 << 20)
+    exported = 4 if cost.adapter else dtype.itemsize
+    checkpoint = int(cost.trained * (4 + STATE_BYTES[recipe.optim] + exported)) + (20 << 20)
     kept = min(recipe.save_total_limit or 10**9, _saves(recipe, steps)) + 1
     if recipe.eval_tasks and recipe.eval_process == "second":
         kept = min(kept + QUEUE, _saves(recipe, steps) + 1)  # those that wait to be scored
@@ -140,14 +155,18 @@ def make_plan(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         max_tokens_per_device=budget,
+        max_tokens_reduced_from=fitted.reduced_from,
+        gradient_checkpointing=fitted.dial,
+        memory=fitted.memory.to_dict(),
         packs_per_step=slots / len(packs),
         pack_fill=sum(step.tokens for step in packs) / (slots * budget),
         tokens=tokens,
         supervised_tokens=targets,
         parameters=cost.parameters,
+        trained_parameters=cost.trained,
         flops=flops,
         peak_flops=peak,
-        forecast_seconds=flops / speed if speed else None,
+        forecast_seconds=done / speed if speed else None,
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * kept,
         disk_free=shutil.disk_usage(folder).free,
@@ -155,7 +174,12 @@ def make_plan(
         data=store.summary(),
         origins=dict(resolved.origins),
         reasons=_reasons(resolved, dtype_reason),
-        warnings=_warnings(recipe, steps, store) + _dtype_warning(recipe, device),
+        warnings=[
+            *fitted.notes,
+            *_warnings(recipe, steps, store),
+            *_dtype_warning(recipe, device),
+            *_lora_warnings(resolved),
+        ],
     )
     existing = sum(f.stat().st_size for f in Path(recipe.output_dir).glob("checkpoint-*/**/*") if f.is_file())
     if plan.disk_bytes > plan.disk_free + existing:
@@ -182,7 +206,7 @@ def _times(every_steps: int | None, every_samples: int | None, steps: StepPlan) 
 
 def _reasons(resolved: ResolvedRecipe, dtype_reason: str) -> dict[str, str]:
     """Why each notable value that the user did not give is what it is."""
-    reasons = {key: default_reason(key) for key in NOTABLE if key not in resolved.origins}
+    reasons = {key: default_reason(key, resolved.recipe) for key in NOTABLE if key not in resolved.origins}
     if resolved.recipe.dtype == "auto":
         reasons["dtype"] = dtype_reason
     return reasons
@@ -193,6 +217,24 @@ def _dtype_warning(recipe: Recipe, device: torch.device) -> list[str]:
     if recipe.dtype == "bfloat16" and best != torch.bfloat16:
         return [f"dtype is bfloat16, but {reason}; set dtype: float32"]
     return []
+
+
+def _lora_warnings(resolved: ResolvedRecipe) -> list[str]:
+    """What the evidence for full fine-tuning, in defaults and presets, does not say about LoRA."""
+    recipe, warnings = resolved.recipe, []
+    if not recipe.use_peft or resolved.origins.get("use_peft", "").startswith("preset"):
+        return []
+    if resolved.origins.get("learning_rate", "").startswith("preset"):
+        warnings.append(
+            f"learning_rate {recipe.learning_rate:g} is of {resolved.origins['learning_rate']}, for full fine-tuning; "
+            f"LoRA learns best at about ten times that: set learning_rate: {10 * recipe.learning_rate:g}"
+        )
+    if resolved.origins.get("effective_batch_size", "preset").startswith("preset"):
+        warnings.append(
+            f"effective_batch_size {recipe.effective_batch_size:,} is for full fine-tuning; LoRA loses more by large "
+            "batches, at any rank: compare with a smaller one (docs/lora.md)"
+        )
+    return warnings
 
 
 def _warnings(recipe: Recipe, steps: StepPlan, store: TokenStore) -> list[str]:

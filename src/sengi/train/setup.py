@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from sengi.data.plan import StepPlan
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.errors import InputError, RecipeError
 from sengi.evaluate.suite import Suite, check
-from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops, token_budget
-from sengi.model.inspect import inspect_model_folder
+from sengi.model.cost import ModelCost, best_dtype, model_cost, peak_flops
+from sengi.model.lora import add_adapter, check_method, skeleton
 from sengi.model.resolve import resolve_model
 from sengi.recipe import DataEntry, Recipe
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train.distributed import World
+from sengi.train.fit import fit
 from sengi.train.observer import Observer
+from sengi.train.optimizer_states import check_optimizer
 from sengi.train.run_plan import RunPlan, make_plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -61,32 +62,26 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         InputError: model, data or recipe cannot be used.
     """
     recipe = resolved.recipe
+    check_optimizer(recipe, world.size)
     suite = evaluation_suite(recipe)
     if suite is not None:  # before tokenizing: a typing error must not cost minutes
         world.on_first(lambda: _check_suite(suite))
     folder, store, steps = open_data(resolved, world, observer, earlier)
     today = _template_date(earlier)
     heldout = _open(recipe.eval_data, folder, resolved, world, observer, today) if recipe.eval_data else None
-    cost = cost_without_weights(folder)
+    cost = cost_without_weights(folder, recipe)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
         dtype = DTYPES[recipe.dtype]
     elif earlier:
         dtype = DTYPES[earlier["dtype"]]
-    if isinstance(recipe.max_tokens_per_device, int):
-        budget = recipe.max_tokens_per_device
-    elif earlier:
-        budget = int(earlier["max_tokens_per_device"])
-    else:
-        share = world.size if world.device.type == "cpu" else 1
-        memory = min(world.gather(available_memory(world.device, share)))
-        budget = token_budget(cost, int(store.lengths.max()), memory, world.size, world.device)
+    fitted = fit(recipe, folder, store, steps, cost, dtype, world, earlier)
     plan = make_plan(
         resolved,
         store,
         steps,
         cost,
-        budget=budget,
+        fitted=fitted,
         dtype=dtype,
         dtype_reason=reason,
         world_size=world.size,
@@ -145,6 +140,7 @@ def open_data(
     """
     recipe = resolved.recipe
     folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
+    world.on_first(lambda: check_method(folder, recipe))
     store = _open(recipe.data, folder, resolved, world, observer, _template_date(earlier))
     steps = StepPlan(
         num_samples=len(store),
@@ -182,8 +178,9 @@ def _template_date(earlier: dict[str, Any] | None) -> date | None:
     return date.fromisoformat(text) if text else None
 
 
-def cost_without_weights(folder: Path) -> ModelCost:
-    """The model's sizes from its config alone: built on the meta device, no weight is read."""
-    inspect_model_folder(folder)
-    with torch.device("meta"):
-        return model_cost(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True)))
+def cost_without_weights(folder: Path, recipe: Recipe) -> ModelCost:
+    """The sizes of the model and its adapter, if the recipe asks for one, from the config alone."""
+    lm = skeleton(folder)
+    if recipe.use_peft:
+        add_adapter(lm, recipe)
+    return model_cost(lm)

@@ -1,32 +1,88 @@
-"""FSDP2: parameters, gradients and optimizer state split over the ranks, applied to the model from outside."""
+"""FSDP2: parameters, gradients and optimizer state split over the ranks, applied to the model from outside.
+
+Parameters stay float32; bfloat16 computation comes from autocast, so that one process and many compute the same thing
+(docs/decisions/005-precision.md, docs/distributed.md).
+"""
 
 from __future__ import annotations
 
+import os
+
+import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from sengi.errors import RecipeError
+from sengi.model.checkpointing import transformer_layers
 from sengi.model.supervised import SupervisedModel
-from sengi.train.distributed import World
+from sengi.recipe import Recipe
+from sengi.train.distributed import World, ranks_here
+
+WHOLE_GRADIENTS = 0.25  # share of a device's memory that whole gradients may take before each micro-batch reduces them
 
 
-def shard(model: SupervisedModel, world: World) -> nn.Module:
+def shard(model: SupervisedModel, world: World, recipe: Recipe) -> nn.Module:
     """Shard ``model`` in place: each transformer layer on its own, then the rest (embedding, norm, head).
 
-    Parameters stay float32; bfloat16 computation comes from autocast, so that one process and many compute
-    the same thing.
+    Args:
+        model: whole, on this rank's device.
+        world: the processes of the run.
+        recipe: its ``fsdp_`` keys say how.
+
+    Raises:
+        RecipeError: hybrid sharding of a world whose machines do not have equal numbers of ranks.
     """
     if world.size == 1:
         return model
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    layers = transformer_layers(model)
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
+    mesh = _mesh(world, recipe)
+    for layer in transformer_layers(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=recipe.fsdp_reshard_after_forward)
     fully_shard(model, mesh=mesh)
     return model
 
 
-def transformer_layers(model: nn.Module) -> nn.ModuleList:
-    """The longest list of modules in the model: its stack of layers."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=nn.ModuleList())
+def _mesh(world: World, recipe: Recipe) -> DeviceMesh:
+    """All ranks in a row; with hybrid sharding a row a machine: columns hold the same rows of every parameter."""
+    here = world.gather(ranks_here())
+    if recipe.fsdp_sharding_strategy == "full_shard" or here[0] == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
+    if len(set(here)) > 1:
+        raise RecipeError(
+            f"fsdp_sharding_strategy is hybrid_shard, but the machines have {sorted(set(here))} processes; start the "
+            "same number on each, or set full_shard"
+        )
+    return init_device_mesh(world.device.type, (world.size // here[0], here[0]), mesh_dim_names=("replicate", "shard"))
+
+
+def reduces_each_micro_batch(recipe: Recipe, world: World, parameters: int) -> bool:
+    """Whether gradients are reduced at every micro-batch, because whole ones would take too much memory.
+
+    Args:
+        recipe: ``fsdp_gradient_reduction`` decides, where it is not ``auto``.
+        world: the processes of the run; all call this together.
+        parameters: trained parameters of the whole model; a whole gradient is 4 bytes each.
+    """
+    if world.size == 1 or recipe.fsdp_gradient_reduction != "auto":
+        return recipe.fsdp_gradient_reduction == "micro_batch"
+    return world.any(4 * parameters > WHOLE_GRADIENTS * _memory(world.device))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that this rank's device has in all; a machine's memory is shared by its ranks."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_here()
+
+
+def reduce_gradients(model: nn.Module, last: bool, each: bool) -> None:
+    """Say whether the next backward pass sends gradients over the network.
+
+    Args:
+        model: sharded or not.
+        last: the next micro-batch is the step's last.
+        each: every micro-batch reduces, within a machine where sharding is hybrid; between machines only the last.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or each)
+        model.set_requires_all_reduce(last)

@@ -11,12 +11,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from sengi.data.packing import StepPacks
 from sengi.data.packs import Pack, make_pack
@@ -25,15 +25,24 @@ from sengi.errors import NonFiniteError
 from sengi.recipe import Recipe
 from sengi.train.distributed import World
 from sengi.train.optimizer import clip_gradients, gradient_norm
+from sengi.train.out_of_memory import MemoryGuard, update
+from sengi.train.sharding import reduce_gradients
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step measured: loss in nats, gradient norm before clipping, seconds spent waiting for data."""
+    """What a step measured: loss in nats, gradient norm before clipping, seconds spent waiting for data.
+
+    ``half_grad_norm`` is the norm of the mean gradient of the first half of the micro-batches and ``half_share`` their
+    share of the step's weight: two norms of one step tell signal from noise (study/noise.py). None with one
+    micro-batch, and on several ranks, where gradients of single ranks are gone before they could be measured.
+    """
 
     loss: float
     grad_norm: float
     data_seconds: float
+    half_grad_norm: float | None = None
+    half_share: float | None = None
 
 
 def target_weights(pack: Pack, reduction: str, step_targets: int, step_samples: int) -> Tensor:
@@ -59,8 +68,10 @@ def run_step(
     recipe: Recipe,
     world: World,
     autocast: torch.dtype | None,
+    guard: MemoryGuard | None = None,
     *,
     before_micro_batch: Callable[[int, Sequence[int]], None],
+    reduce_each: bool = False,
 ) -> StepResult:
     """Forward, backward and update of one step.
 
@@ -68,46 +79,61 @@ def run_step(
         samples: store indices of the step.
         packs: their distribution over ranks and micro-batches.
         autocast: dtype of the computation, or None for float32.
+        guard: of this model, made once; None for a single step.
         before_micro_batch: called with the micro-batch number and its store indices; may raise to give up the
             step, in which case weights and optimizer are as before it.
+        reduce_each: whether gradients cross the network with every micro-batch, not once a step.
 
     Raises:
         NonFiniteError: loss or gradient norm is NaN or infinite on any rank; the optimizer did not step.
+        StepOutOfMemory: a micro-batch did not fit on some rank (raised on all); the optimizer did not step.
     """
+    guard = guard or MemoryGuard(model, world)
     step_targets = int(store.supervised[samples].sum())
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     optimizer.zero_grad(set_to_none=True)
     data_seconds = 0.0
     mine = packs.ranks[world.rank]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    share, half_share, half_norm = 0.0, 0.0, None
+    work = partial(_forward_backward, model, world, autocast)
+    idle = partial(work, make_pack([]).to(world.device), torch.zeros(0, device=world.device))
     for number, members in enumerate(mine):
         before_micro_batch(number, samples[members].tolist())
         started = time.perf_counter()
         pack = make_pack(store.samples(samples[members]))
         weights = target_weights(pack, recipe.loss_reduction, step_targets, len(samples))
+        share += float(weights.double().sum())
         pack, weights = pack.to(world.device), weights.to(world.device)
         data_seconds += time.perf_counter() - started
-        _reduce_gradients_now(model, number == len(mine) - 1)
-        with _autocast(world.device, autocast):
-            # FSDP averages gradients over ranks; the weights already hold the step's mean, hence the factor
-            loss, nll = model(pack, weights * world.size)
-        loss.backward()
-        total += (nll.double() * weights.double()).sum()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    result = StepResult(float(world.sum(total)), float(gradient_norm(parameters, world)), data_seconds)
+        reduce_gradients(model, number == len(mine) - 1, reduce_each)
+        total += guard.micro_batch(partial(work, pack, weights), idle, (pack.input_ids.numel(), len(members)))
+        if world.size == 1 and number + 1 == len(mine) // 2:
+            half_norm, half_share = gradient_norm(parameters, world), share  # read at the end: no wait for the GPU
+    if world.size > 1:
+        guard.agree()
+    result = StepResult(
+        float(world.sum(total)),
+        float(gradient_norm(parameters, world)),
+        data_seconds,
+        float(half_norm) / half_share if half_norm is not None else None,
+        half_share if half_norm is not None else None,
+    )
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(f"loss is {result.loss}, gradient norm is {result.grad_norm}")
     clip_gradients(parameters, result.grad_norm, recipe.max_grad_norm)
-    optimizer.step()
+    update(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return result
 
 
-def _reduce_gradients_now(model: nn.Module, last: bool) -> None:
-    """Gradients cross the network once a step, after the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
-    return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+def _forward_backward(
+    model: nn.Module, world: World, autocast: torch.dtype | None, pack: Pack, weights: Tensor
+) -> Tensor:
+    """Add a micro-batch's gradients; its share of the step's loss, float64 scalar."""
+    with torch.autocast(world.device.type, autocast) if autocast is not None else contextlib.nullcontext():
+        # FSDP averages gradients over ranks; the weights already hold the step's mean, hence the factor
+        loss, nll = model(pack, weights * world.size)
+    loss.backward()
+    return (nll.double() * weights.double()).sum()

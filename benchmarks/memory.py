@@ -1,0 +1,114 @@
+"""The memory forecast beside what a run really took, each configuration in a process of its own.
+
+    python -m benchmarks.memory [--json] [--only WORD]
+
+A run is ``sengi train`` of three steps on random weights, from the files of benchmarks/memory_cases.py, with everything
+that belongs to it (loading, checkpoint, export). Measured is the greatest resident set of any of its processes (VmHWM,
+by wait4), forecast is what its plan.json said before the weights were read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.memory_cases import Case
+from benchmarks.table import Table, show
+
+GB = 1e9
+TOLERANCE = 0.10
+CASES = (
+    Case("llama 52M, tied", 1024, 4, fitted=True),
+    Case("llama 52M, tied", 2048, 4, fitted=True),
+    Case("llama 67M, untied", 1024, 4, ranks=2, fitted=True),
+    Case("llama 52M, tied", 2048, 4, dial="selective"),
+    Case("llama 52M, tied", 2048, 4, dial="full"),
+    Case("llama 52M, tied", 1024, 4, optim="adamw_anyprecision"),
+    Case("llama 52M, tied", 1024, 4, optim="adamw_bnb_8bit"),
+    Case("llama 67M, untied", 1024, 4),
+    Case("llama 52M, tied", 1024, 4, ranks=2),
+    Case("llama 52M, tied", 1024, 4, ranks=2, dial="full"),
+    Case("qwen2 46M, tied", 1024, 4),
+    Case("qwen3 69M, tied", 1024, 4),
+    Case("gemma3 65M, tied", 1024, 4),
+    Case("granite 43M, tied", 1024, 4),
+    Case("phi3 67M, untied", 1024, 4),
+    Case("mistral 62M, wide", 1024, 2),
+)
+
+
+def measure(case: Case) -> tuple[float, float]:
+    """Forecast and measured peak in bytes."""
+    with tempfile.TemporaryDirectory(prefix="sengi-memory-") as name:
+        folder = Path(name)
+        # in a child: what this process held would count as the next child's, which begins as a copy of it
+        make = f"from benchmarks.memory_cases import *; write_files({case!r}, Path({name!r}))"
+        environment = {**os.environ, "SENGI_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+        subprocess.run([sys.executable, "-c", make], check=True, env=environment, capture_output=True)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={case.ranks}"]
+        command = [
+            sys.executable,
+            *(launch if case.ranks > 1 else []),
+            "-m",
+            "sengi",
+            "train",
+            str(folder / "recipe.yaml"),
+        ]
+        with (folder / "output").open("w") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            _, status, usage = os.wait4(process.pid, 0)
+        if status != 0:
+            raise SystemExit(f"{case}: failed\n{(folder / 'output').read_text()[-2000:]}")
+        plan = json.loads((folder / "run" / "plan.json").read_text())
+        return float(plan["forecast"]["memory"]["peak"]), usage.ru_maxrss * 1024.0
+
+
+def rows_of(cases: Sequence[Case]) -> list[tuple[object, ...]]:
+    """A row for each case, told as it comes."""
+    rows: list[tuple[object, ...]] = []
+    for case in cases:
+        forecast, measured = measure(case)
+        off = forecast / measured - 1
+        rows.append(
+            (
+                case.shape,
+                case.budget,
+                case.dial,
+                case.optim,
+                case.ranks,
+                round(forecast / GB, 3),
+                round(measured / GB, 3),
+                f"{off:+.1%}",
+                "fitted" if case.fitted else "checked",
+            )
+        )
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--only", default="", help="configurations whose description has this word")
+    given = parser.parse_args(arguments)
+    cases = [case for case in CASES if given.only in repr(case)]
+    columns = ("model", "tokens", "dial", "optim", "ranks", "forecast GB", "measured GB", "off", "constants")
+    rows = rows_of(cases)
+    within = sum(abs(float(str(row[7]).rstrip("%"))) <= 100 * TOLERANCE for row in rows)
+    notes = [
+        f"{within} of {len(rows)} within {TOLERANCE:.0%}; float32, CPU, one thread a process, a step of several "
+        "micro-batches; GB are 10^9 bytes, of the process that took most"
+    ]
+    show([Table("Memory of a run: forecast and measured", columns, rows, notes)], given.json)
+
+
+if __name__ == "__main__":
+    main()

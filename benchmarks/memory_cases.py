@@ -1,0 +1,109 @@
+"""The configurations of benchmarks/memory.py: model shapes, and the files a run of one needs.
+
+Weights are random and text is made of digits: neither changes what a step keeps in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROWS = 24
+CHARACTERS = (200, 900)  # of an answer; a character is about a token of the byte tokenizer
+COMMON: dict[str, Any] = {"max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+GRANITE = {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22}
+GEMMA_3 = {"head_dim": 128, "sliding_window": 512, "num_attention_heads": 4, "num_key_value_heads": 1}
+
+
+def _shape(hidden: int, inner: int, layers: int, heads: int, groups: int, vocab: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "vocab_size": vocab,
+        **COMMON,
+        **more,
+    }
+
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama 52M, tied": ("LlamaConfig", _shape(512, 1408, 12, 8, 4, 32_000, tie_word_embeddings=True)),
+    "llama 67M, untied": ("LlamaConfig", _shape(512, 1408, 12, 8, 2, 32_000, tie_word_embeddings=False)),
+    "llama 135M, tied": ("LlamaConfig", _shape(576, 1536, 30, 9, 3, 49_152, tie_word_embeddings=True)),
+    "qwen2 46M, tied": ("Qwen2Config", _shape(384, 1536, 10, 6, 2, 64_000, tie_word_embeddings=True)),
+    "qwen3 69M, tied": ("Qwen3Config", _shape(512, 1536, 16, 8, 2, 40_000, tie_word_embeddings=True, head_dim=64)),
+    "gemma3 65M, tied": ("Gemma3TextConfig", _shape(448, 1792, 12, 4, 1, 65_536) | GEMMA_3),
+    "granite 43M, tied": ("GraniteConfig", _shape(512, 1024, 10, 8, 8, 32_000, tie_word_embeddings=True) | GRANITE),
+    "phi3 67M, untied": ("Phi3Config", _shape(512, 1536, 10, 8, 8, 32_064, tie_word_embeddings=False)),
+    "mistral 62M, wide": ("MistralConfig", _shape(768, 2048, 6, 12, 4, 16_000, tie_word_embeddings=False)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration: a shape of SHAPES, processes, and what its recipe sets.
+
+    Attributes:
+        fitted: whether the constants of the forecast were fitted on it; the others check them.
+    """
+
+    shape: str
+    budget: int
+    batch: int
+    ranks: int = 1
+    dial: str = "none"
+    optim: str = "adamw_torch_fused"
+    fitted: bool = False
+
+
+def write_files(case: Case, folder: Path) -> Path:
+    """Model, data and recipe of a case; returns the recipe.
+
+    Args:
+        folder: an existing, empty folder.
+    """
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from benchmarks.small_model import CHATML, SPECIAL
+    from sengi.model.load import save_tokenizer
+
+    alphabet = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIAL[2], pad_token=SPECIAL[3])
+    tokenizer.chat_template = CHATML
+    name, values = SHAPES[case.shape]
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**values)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
+    save_tokenizer(tokenizer, folder / "model")
+    draw = random.Random(0)
+    with (folder / "data.jsonl").open("w") as file:
+        for _ in range(ROWS):
+            text = "".join(draw.choices("0123456789", k=draw.randint(*CHARACTERS)))
+            turns = [{"role": "user", "content": text[:90]}, {"role": "assistant", "content": text}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "data": [{"path": str(folder / "data.jsonl")}],
+        "output_dir": str(folder / "run"),
+        "effective_batch_size": case.batch,
+        "max_tokens_per_device": case.budget,
+        "max_steps": 3,
+        "dtype": "float32",
+        "gradient_checkpointing": case.dial,
+        "optim": case.optim,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe, indent=1))
+    return path

@@ -1,0 +1,204 @@
+"""``sengi study``: many runs, one question; and what became of them."""
+
+from __future__ import annotations
+
+import json as json_module
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from sengi.cli.console import err, out, unbreakable
+from sengi.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sengi.study.replay_study import StudyReplay
+
+STYLES = {"finished": "green", "running": "cyan", "stopping": "yellow", "stopped": "yellow", "failed": "red"}
+PATIENCE = 3600  # seconds that 'sengi study stop' waits for the runs to save
+
+
+def study(study_file: Path) -> int:
+    """Start a study, or continue it where it was left: finished runs stay, unfinished ones go on.
+
+    Args:
+        study_file: Study file (YAML); docs/study.md lists its keys.
+
+    Returns:
+        0 done, 1 a run failed, 2 bad input, 3 stopped with all states saved.
+    """
+    from sengi.cli.study_display import StudyDisplay
+    from sengi.study.scheduler import run_study
+    from sengi.study.study_file import read_study
+
+    request = read_study(study_file)
+    with unbreakable(), StudyDisplay() as display:
+        rows = run_study(request, display)
+    out.print(table(rows, request.file.minimize))
+    out.print(f"study   {request.folder}", soft_wrap=True, markup=False)
+    failed = [row["name"] for row in rows if row["state"] == "failed"]
+    if failed:
+        err.print(f"{len(failed)} runs failed: {', '.join(failed)}; the same command tries them again", markup=False)
+    return 1 if failed else 0
+
+
+def resume(study_file: Path) -> int:
+    """Continue a study; the same as ``sengi study``, and also takes the study folder.
+
+    Args:
+        study_file: Study file or study folder.
+    """
+    return study(study_file / "request.json" if study_file.is_dir() else study_file)
+
+
+def status(study_file: Path, *, json: bool = False) -> int:
+    """Show the runs of a study: state, samples, loss, gradient norm, score, verdict.
+
+    Args:
+        study_file: Study file or study folder.
+        json: Print study.json instead.
+    """
+    folder = _folder(study_file)
+    text = (folder / "study.json").read_text(encoding="utf-8")
+    if json:
+        out.file.write(text)
+        return 0
+    summary = json_module.loads(text)
+    alive = _pid_at_work(folder)
+    out.print(table(summary["runs"], summary["minimize"]))
+    state = summary["state"] if alive or summary["state"] != "running" else "interrupted; the same command continues it"
+    out.print(f"{folder}: {state}" + (f", process {alive}" if alive else ""), soft_wrap=True, markup=False)
+    for row in summary["runs"]:
+        if row["reason"]:
+            out.print(f"{row['name']}: {row['reason']}", soft_wrap=True, markup=False)
+    return 0
+
+
+def stop(study_file: Path) -> int:
+    """Ask a study to save all its runs and stop; returns when it has.
+
+    Args:
+        study_file: Study file or study folder.
+    """
+    from sengi import storage
+
+    folder = _folder(study_file)
+    if not (pid := _pid_at_work(folder)):
+        raise InputError(f"{folder}: no process works on this study; there is nothing to stop")
+    storage.write_json(folder / "stop.json", {"asked": time.time()})
+    with err.status(f"waiting for process {pid} to save its runs"):
+        deadline = time.monotonic() + PATIENCE
+        while _pid_at_work(folder) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    out.print(f"{folder}: stopped; 'sengi study resume {folder}' continues it", soft_wrap=True, markup=False)
+    return 0
+
+
+def replay(
+    *studies: Path, json: bool = False, output: Annotated[Path | None, Parameter(name="--output")] = None
+) -> int:
+    """Replay finished studies: what the judge, ASHA and the median rule would have saved and cost.
+
+    Args:
+        studies: Study folders.
+        json: Print one JSON object instead.
+        output: Also write every number to this JSON file.
+    """
+    from sengi.study.replay_study import replay_study
+
+    if not studies:
+        raise InputError("sengi study replay needs one or more study folders")
+    with err.status("replaying"):
+        replays = [replay_study(_folder(path)) for path in studies]
+    text = json_module.dumps({"studies": [one.to_dict() for one in replays]}, indent=1, ensure_ascii=False) + "\n"
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+    if json:
+        out.file.write(text)
+        return 0
+    for one in replays:
+        print_replay(one)
+    return 0
+
+
+def table(rows: list[dict[str, Any]], minimize: bool) -> Table:
+    """The runs as people read them, the best finished one marked."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    from sengi.study.space import settings_text
+
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    drawn.add_column("run", no_wrap=True)
+    drawn.add_column("settings", min_width=18)
+    drawn.add_column("state", no_wrap=True)
+    for column in ("samples", "loss", "grad norm", "score"):
+        drawn.add_column(column, justify="right", no_wrap=True)
+    drawn.add_column("verdict", no_wrap=True)
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    best = (min(scores) if minimize else max(scores)) if scores else None
+    for row in rows:
+        score = Text(_number(row["score"]), style="bold green" if row["score"] == best and best is not None else "")
+        drawn.add_row(
+            row["name"],
+            Text(settings_text(row["settings"])),
+            Text(row["state"], style=STYLES.get(row["state"], "")),
+            f"{row['samples_seen']:,}",
+            _number(row["loss"]),
+            _number(row["grad_norm"]),
+            score,
+            row["verdict"] or "",
+        )
+    return drawn
+
+
+def print_replay(one: StudyReplay) -> None:
+    """One study: the table of policies, then the findings."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = f"{one.study}: {one.runs} runs, objective {one.objective}"
+    drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    drawn.add_column("policy", no_wrap=True)
+    for column in ("saved", "stopped", "regret", "95% interval"):
+        drawn.add_column(column, justify="right", no_wrap=True)
+    for outcome in one.outcomes:
+        drawn.add_row(
+            outcome.policy,
+            f"{outcome.saved:.0%}",
+            f"{outcome.stopped:.1f}",
+            f"{outcome.regret:.4f}",
+            f"{outcome.low:.4f}–{outcome.high:.4f}",
+        )
+    out.print(drawn)
+    for sentence in [*one.findings, *one.left_out]:
+        out.print(sentence, soft_wrap=True, markup=False)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _folder(path: Path) -> Path:
+    """The study folder that a study file or a folder means."""
+    from sengi.study.study_file import read_study
+
+    folder = path if path.is_dir() else read_study(path).folder
+    if not (folder / "study.json").is_file():
+        raise InputError(f"{folder}: no study here yet (it has no study.json); 'sengi study STUDY.yaml' starts one")
+    return folder
+
+
+def _pid_at_work(folder: Path) -> str:
+    """The process that holds the study's lock, or empty."""
+    from sengi import storage
+
+    try:
+        with storage.lock(folder):
+            return ""
+    except InputError:
+        return (folder / "run.lock").read_text(encoding="ascii", errors="replace").strip() or "unknown"

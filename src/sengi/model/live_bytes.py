@@ -1,0 +1,247 @@
+"""What a micro-batch keeps in memory, found by running the model's own code on tensors without content.
+
+Under ``FakeTensorMode`` every operation computes shapes and types only: no weight is read, nothing is multiplied. A
+dispatch mode counts the bytes of the storages that are alive after each operation, so the figure follows the family,
+the attention function, autocast and activation checkpointing by itself. What an operation allocates and frees inside
+itself is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sengi.data.conversation import Sample
+from sengi.data.packs import Pack, make_pack
+from sengi.model.attention import make_padding_free
+from sengi.model.checkpointing import Dial, checkpoint_layers, transformer_layers
+from sengi.model.supervised import SupervisedModel
+
+# The parts of a micro-batch in order; the most bytes alive in each grow linearly with the number of layers
+PHASES = ("forward", "loss head", "loss head backward", "backward", "embedding backward")
+LONGEST_PERIOD = 8  # layers after which the kinds of layers of a model repeat, at most (Gemma 3: 6)
+FEW = 4  # documents that are traced; more of them make the same bytes and take longer
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Bytes of one micro-batch, beside the model and what was there before.
+
+    Attributes:
+        saved: alive when the forward pass reaches the loss head: what the layers keep.
+        peaks: most bytes alive at once in each of PHASES; gradients made on the way are counted.
+    """
+
+    saved: float
+    peaks: dict[str, float]
+
+    def extended(self, other: MicroBatch, layers: float) -> MicroBatch:
+        """This trace moved on along the line to ``other``: ``layers`` times as far as ``other`` is."""
+        return MicroBatch(
+            self.saved + (other.saved - self.saved) * layers,
+            {phase: self.peaks[phase] + (other.peaks[phase] - self.peaks[phase]) * layers for phase in PHASES},
+        )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations under it have made and that are still alive.
+
+    Attributes:
+        now: bytes alive.
+        phase: name under which operations are counted from now on.
+        peaks: most bytes alive at once, by phase.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = 0
+        self.phase = PHASES[0]
+        self.peaks: dict[str, int] = {}
+        self._alive: dict[int, tuple[Any, int]] = {}
+        for tensor in known:
+            self._see(tensor, counted=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                self._see(value)
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.now)
+        return result
+
+    def _see(self, tensor: Tensor, counted: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._alive:
+            size = storage.nbytes() if counted else 0
+            self._alive[key] = (weakref.ref(storage, lambda _: self._forget(key)), size)
+            self.now += size
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._alive.pop(key)[1]
+
+
+def trace_model(
+    config: Any,
+    adapt: Callable[[PreTrainedModel], None],
+    lengths: list[int],
+    targets: int,
+    dial: Dial,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    accumulated: bool,
+) -> MicroBatch:
+    """Bytes of forward and backward of one micro-batch of a whole model, from two traces of a few of its layers.
+
+    Args:
+        config: of transformers; it is not changed.
+        adapt: makes of the plain model what is trained (freezes it, adds an adapter); may do nothing.
+        lengths: tokens of each document of the pack.
+        targets: supervised targets in it.
+        dial: activation checkpointing.
+        device: of the training.
+        autocast: dtype of the computation, or None.
+        accumulated: whether gradients of an earlier micro-batch are there (they are not counted).
+    """
+    text = config.get_text_config()
+    layers, period = int(text.num_hidden_layers), _period(getattr(text, "layer_types", None))
+    documents = _few(lengths)
+
+    def traced(count: int) -> MicroBatch:
+        def build() -> PreTrainedModel:
+            lm = AutoModelForCausalLM.from_config(_with_layers(config, count), dtype=torch.float32)
+            adapt(lm)
+            return lm
+
+        return trace_micro_batch(build, documents, targets, dial, device, autocast, accumulated)
+
+    # one layer alone is first and last in one, which is not like the others
+    few, more = max(2, period), max(2, period) + period
+    if layers <= more:
+        return traced(layers)
+    return traced(few).extended(traced(more), (layers - few) / (more - few))
+
+
+def _few(lengths: list[int]) -> list[int]:
+    """At most FEW documents of the same tokens in all, as long as the longest where there are more."""
+    if len(lengths) <= FEW:
+        return lengths
+    total, longest = sum(lengths), max(lengths)
+    if total <= FEW * longest:
+        whole, rest = divmod(total, longest)
+        return [longest] * whole + ([rest] if rest else [])
+    return [total // FEW] * (FEW - 1) + [total - total // FEW * (FEW - 1)]
+
+
+def _period(kinds: list[str] | None) -> int:
+    """Layers after which the kinds of layers repeat; 1 where all are alike, or nothing repeats."""
+    if not kinds:
+        return 1
+    periods = range(1, LONGEST_PERIOD + 1)
+    return next((p for p in periods if all(a == b for a, b in zip(kinds, kinds[p:], strict=False))), 1)
+
+
+def _with_layers(config: Any, count: int) -> Any:
+    """A copy of ``config`` with the first ``count`` layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers:  # layer_types and its like
+            setattr(text, key, value[:count])
+    text.num_hidden_layers = count
+    return config
+
+
+def trace_micro_batch(
+    build: Callable[[], PreTrainedModel],
+    documents: list[int],
+    targets: int,
+    dial: Dial,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    accumulated: bool,
+) -> MicroBatch:
+    """Bytes of forward and backward of one micro-batch.
+
+    Args:
+        build: makes the model on the default device; called under FakeTensorMode.
+        documents: tokens of each document of the pack.
+        targets: supervised targets in it.
+        dial: activation checkpointing.
+        device: of the training.
+        autocast: dtype of the computation, or None.
+        accumulated: whether gradients of an earlier micro-batch are there (they are not counted).
+    """
+    pack = _pack(documents, targets)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device(device):
+            lm = build().eval()
+            make_padding_free(lm)
+            model = SupervisedModel(lm)
+            checkpoint_layers(transformer_layers(model), dial)
+            pack = _emptied(pack, device, read_bounds=device.type == "cpu" or autocast is None)
+            weights = torch.empty(len(pack.targets))
+            trained = [p for p in lm.parameters() if p.requires_grad]
+            for parameter in trained if accumulated else ():
+                parameter.grad = torch.empty_like(parameter)
+        known = [*lm.parameters(), *lm.buffers(), *(p.grad for p in trained if p.grad is not None)]
+        with LiveBytes(known) as live:
+            return _run(model, pack, weights, live, autocast)
+
+
+def _run(
+    model: SupervisedModel, pack: Pack, weights: Tensor, live: LiveBytes, autocast: torch.dtype | None
+) -> MicroBatch:
+    saved = 0
+
+    def forward_done(module: Any, args: Any, output: Any) -> None:
+        nonlocal saved
+        saved, live.phase = live.now, "loss head"
+        output.last_hidden_state.register_hook(lambda _: setattr(live, "phase", "backward"))
+
+    def embedded(module: Any, args: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: setattr(live, "phase", "embedding backward"))
+
+    model.lm.get_decoder().register_forward_hook(forward_done)
+    model.lm.get_input_embeddings().register_forward_hook(embedded)
+    kind = weights.device.type
+    with torch.autocast(kind, autocast) if autocast is not None else contextlib.nullcontext():
+        loss, _ = model(pack, weights)
+    live.phase = "loss head backward"
+    loss.backward()
+    return MicroBatch(saved, {phase: live.peaks.get(phase, 0) for phase in PHASES})
+
+
+def _pack(documents: list[int], targets: int) -> Pack:
+    """Documents of these lengths, with ``targets`` targets spread over them as far as there is room."""
+    samples, left = [], targets
+    for length in documents:
+        mask = np.zeros(length, np.uint8)
+        mask[max(1, length - left) :] = 1
+        left -= int(mask.sum())
+        samples.append(Sample(np.zeros(length, np.int32), mask))
+    return make_pack(samples)
+
+
+def _emptied(pack: Pack, device: torch.device, read_bounds: bool) -> Pack:
+    """The pack without content on ``device``; bounds stay readable where attention reads them on the host."""
+    shapes = {name: value for name, value in pack.__dict__.items() if isinstance(value, Tensor)}
+    if read_bounds:
+        del shapes["bounds"]
+    empty: dict[str, Any] = {n: torch.empty(t.shape, dtype=t.dtype, device=device) for n, t in shapes.items()}
+    return replace(pack, **empty)

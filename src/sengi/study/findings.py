@@ -1,0 +1,149 @@
+"""What a replay says in words: do the early signals predict here, what did the judge save, should one stop at all?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sengi.statistics.intervals import normal_quantile
+from sengi.study.judge import JudgeSettings
+from sengi.study.replay import Outcome, Recording
+from sengi.study.signals import signals_at
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation of an early signal with the final quality, with its 95% interval.
+
+    Attributes:
+        signal: its name.
+        expected: sign that the paper's claim gives it.
+        value: from -1 to 1; NaN where all values of a side are equal.
+        n: runs.
+    """
+
+    signal: str
+    expected: int
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the whole interval is on the side that the claim says."""
+        return self.low > 0 if self.expected > 0 else self.high < 0
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the whole interval is on the other side."""
+        return self.high < 0 if self.expected > 0 else self.low > 0
+
+
+def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minimize: bool) -> list[Correlation]:
+    """Early loss and gradient norm (also without noise, where batch sizes differ) against the final score.
+
+    Read at the last check of the early window, over the runs that have signals there.
+    """
+    check = settings.checks()[-1]
+    warm = max(recording.history.warmup_samples for recording in recordings)
+    pairs = [(r, s) for r in recordings if (s := signals_at(r.history, check, settings.window, warm)) is not None]
+    quality = [-r.score if minimize else r.score for r, _ in pairs]
+    found = [
+        spearman("early loss", +1, [s.loss for _, s in pairs], quality),
+        spearman("early gradient norm", -1, [s.grad_norm for _, s in pairs], quality),
+    ]
+    if len({r.history.batch_size for r, _ in pairs}) > 1:
+        measured = [(s.corrected, q) for (_, s), q in zip(pairs, quality, strict=True) if math.isfinite(s.corrected)]
+        values, scores = [value for value, _ in measured], [score for _, score in measured]
+        found.append(spearman("early gradient norm without noise", -1, values, scores))
+    return found
+
+
+def spearman(signal: str, expected: int, values: Sequence[float], quality: Sequence[float]) -> Correlation:
+    """Rank correlation with the interval of Bonett and Wright (Psychometrika 65, 2000): Fisher's z with variance
+    (1 + r^2 / 2) / (n - 3); without runs enough it is the whole range."""
+    n = len(values)
+    if n < 4 or len(set(values)) == 1 or len(set(quality)) == 1:
+        return Correlation(signal, expected, math.nan, -1.0, 1.0, n)
+    from scipy.stats import spearmanr
+
+    value = float(spearmanr(values, quality).statistic)
+    inner = max(-1 + 1e-9, min(1 - 1e-9, value))
+    reach = normal_quantile(0.95) * math.sqrt((1 + inner**2 / 2) / (n - 3))
+    low, high = (float(np.tanh(math.atanh(inner) + side * reach)) for side in (-1, 1))
+    return Correlation(signal, expected, value, low, high, n)
+
+
+def sentences(outcomes: Sequence[Outcome], found: Sequence[Correlation], standard_error: float) -> list[str]:
+    """The findings, most important first.
+
+    Args:
+        outcomes: of :func:`sengi.study.replay.replay`.
+        found: of :func:`correlations`.
+        standard_error: of the best run's final score, NaN where it has no interval.
+    """
+    judged = next(outcome for outcome in outcomes if outcome.policy == "judge, one run after another")
+    norm = found[-1]  # without noise where batch sizes differ: what the judge reads
+    both = found[0].predicts and norm.predicts
+    lines = []
+    if both:
+        lines.append("The early signals predict the final ranking here, both in the direction the paper says.")
+    else:
+        lines.append(f"The early signals do not predict the final ranking here ({_failing([found[0], norm])}).")
+    lines += [_correlation_sentence(correlation) for correlation in found]
+    within = math.isfinite(standard_error) and judged.regret <= standard_error
+    cost = f"{judged.regret:.4g} [{judged.low:.4g}, {judged.high:.4g}]"
+    lines.append(
+        f"The judge would have saved {judged.saved:.0%} of the samples at a regret of {cost}"
+        + (
+            f", {'within' if within else 'beyond'} one standard error ({standard_error:.2g})." * (standard_error > 0)
+            or "."
+        )
+    )
+    better = [outcome for outcome in outcomes if _dominates(outcome, judged) and not outcome.policy.startswith("judge")]
+    lines += [
+        f"{other.policy} did better on these recordings: {other.saved:.0%} saved at a regret of {other.regret:.4g}."
+        for other in better
+    ]
+    if not better:
+        lines.append("No other policy saved at least as much at no more regret.")
+    if both and within:
+        lines.append("Recommendation: stop early (early_termination: {mode: terminate, audit: 0.2}) on data like this.")
+    else:
+        lines.append(
+            "Recommendation: do not stop runs by these signals on data like this (early_termination: {mode: advise})."
+        )
+    return lines
+
+
+def _dominates(one: Outcome, other: Outcome) -> bool:
+    """At least as good on both counts, better on one."""
+    return (
+        one.saved >= other.saved
+        and one.regret <= other.regret
+        and (one.saved > other.saved or one.regret < other.regret)
+    )
+
+
+def _failing(found: Sequence[Correlation]) -> str:
+    words = []
+    for correlation in found:
+        if correlation.contradicts:
+            words.append(f"{correlation.signal} points the other way")
+        elif not correlation.predicts:
+            words.append(f"{correlation.signal} cannot be told from chance with {correlation.n} runs")
+    return "; ".join(words)
+
+
+def _correlation_sentence(correlation: Correlation) -> str:
+    if math.isnan(correlation.value):
+        return f"{correlation.signal}: no rank correlation over {correlation.n} runs that have it at the last check."
+    claim = "higher is better" if correlation.expected > 0 else "lower is better"
+    return (
+        f"{correlation.signal} against final quality: rank correlation {correlation.value:+.2f} "
+        f"[{correlation.low:+.2f}, {correlation.high:+.2f}] over {correlation.n} runs (the claim: {claim})."
+    )

@@ -1,0 +1,34 @@
+"""Who works on a run: one training at a time, whatever schedulers believe.
+
+The lease on a run is the lock of its folder. The training itself holds it, and the kernel drops it the moment the
+training dies, so on one machine no lease is ever stale. Locks do not cross every network file system: a run that
+another machine trains is known by its heartbeat in status.json, which a training renews every few seconds.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from sengi import storage
+from sengi.errors import InputError
+from sengi.study.recording import read_mapping
+from sengi.study.space import Run
+
+EXPIRES = 300.0  # seconds without a heartbeat after which another machine's training counts as dead
+
+
+def holder(run: Run) -> str:
+    """Who trains this run now, as a sentence; empty if nobody does, or it has no folder yet."""
+    if not run.folder.is_dir():
+        return ""
+    try:
+        with storage.lock(run.folder):
+            pass
+    except InputError as error:
+        return str(error)
+    status = read_mapping(run.folder / "status.json")
+    age = time.time() - float(status.get("heartbeat", 0))
+    if status.get("state") == "running" and status.get("host") != socket.gethostname() and age < EXPIRES:
+        return f"{run.folder}: {status.get('host')} trains it, heartbeat {age:.0f} seconds ago"
+    return ""

@@ -1,0 +1,137 @@
+"""What a run folder tells a study: its history for the judge, its state, its score. Nothing is written here."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sengi import storage
+from sengi.errors import StorageError
+from sengi.evaluate.run_evaluations import FOLDER
+from sengi.study.noise import noise_part
+from sengi.study.signals import History
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation of the objective: samples seen before it, score, ends of its 95% interval (NaN without one)."""
+
+    samples_seen: int
+    value: float
+    low: float
+    high: float
+
+
+class Dynamics:
+    """dynamics.jsonl of a run, read again only where it grew."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "dynamics.jsonl"
+        self._mark: tuple[int, int] = (-1, -1)
+        self.records: list[dict[str, Any]] = []
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines so far."""
+        try:
+            facts = self.path.stat()
+        except FileNotFoundError:
+            return self.records
+        mark = facts.st_ino, facts.st_size
+        if mark != self._mark:
+            self._mark, self.records = mark, storage.read_lines(self.path)
+        return self.records
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping; empty where it is not there or not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def history(
+    name: str,
+    settings: str,
+    records: list[dict[str, Any]],
+    batch: int,
+    warmup_steps: int,
+    stopped_at: int | None = None,
+) -> History:
+    """The judge's view of a run.
+
+    Args:
+        name: of the run; ``settings`` a text that runs of other seeds share.
+        records: lines of its dynamics.jsonl.
+        batch: samples a step.
+        warmup_steps: steps over which its rate rises.
+        stopped_at: check at which the judge stopped it.
+    """
+    return History(
+        name=name,
+        settings=settings,
+        batch_size=batch,
+        warmup_samples=warmup_steps * batch,
+        samples_seen=tuple(int(record["samples_seen"]) for record in records),
+        loss=tuple(float(record["loss"]) for record in records),
+        grad_norm=tuple(float(record["grad_norm"]) for record in records),
+        noise=tuple(
+            noise_part(float(record["grad_norm"]), record.get("half_grad_norm"), record.get("half_share"))
+            for record in records
+        ),
+        stopped_at=stopped_at,
+    )
+
+
+def objective_points(folder: Path, objective: str) -> list[Point]:
+    """The objective at every evaluation of a run, by rising samples seen.
+
+    Args:
+        folder: the run folder.
+        objective: ``heldout_loss``, or ``task/metric``.
+    """
+    task, metric = ("heldout", "loss") if objective == "heldout_loss" else _split(objective)
+    points: dict[int, Point] = {}
+    for path in sorted((folder / FOLDER).glob("step-*.json")) if (folder / FOLDER).is_dir() else []:
+        content = read_mapping(path)
+        for row in content.get("scores", []):
+            if (
+                row["task"] == task
+                and row["group"] == "all"
+                and metric in ("", row["metric"])
+                and row["value"] is not None
+            ):
+                value, low, high = (
+                    math.nan if row[key] is None else float(row[key]) for key in ("value", "low", "high")
+                )
+                seen = int(content.get("samples_seen", 0))
+                points.setdefault(seen, Point(seen, value, low, high))
+    return [points[seen] for seen in sorted(points)]
+
+
+def final_score(folder: Path, objective: str) -> Point:
+    """The objective after a finished run's last step.
+
+    Raises:
+        StorageError: it was not evaluated there.
+    """
+    points = objective_points(folder, objective)
+    records = storage.read_lines(folder / "dynamics.jsonl")
+    if not points or not records or points[-1].samples_seen < int(records[-1]["samples_seen"]):
+        scored = ", ".join(sorted(_scores(folder))) or "nothing"
+        raise StorageError(f"{folder}: has no score of '{objective}' after its last step; it scored {scored}")
+    return points[-1]
+
+
+def _scores(folder: Path) -> set[str]:
+    rows = [row for path in (folder / FOLDER).glob("step-*.json") for row in read_mapping(path).get("scores", [])]
+    return {f"{row['task']}/{row['metric']}" for row in rows}
+
+
+def _split(objective: str) -> tuple[str, str]:
+    task, _, metric = objective.rpartition("/")
+    return (task, metric) if task else (metric, "")

@@ -1,0 +1,270 @@
+"""One study, from its file to its summary: start runs, watch them, stop the condemned, go on after any death.
+
+Everything that matters is in the run folders. The scheduler may be killed at any moment: its trainings die with it,
+and the next call finds finished runs finished, stopped runs stopped, and continues the others where they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sengi import storage
+from sengi.errors import InputError, SengiError, StoppedByRequest
+from sengi.recipe_sources import read_yaml
+from sengi.study.database import Database, Result
+from sengi.study.judge import CONDEMNED, judge
+from sengi.study.lease import holder
+from sengi.study.local import LocalExecutor, RunExecutor
+from sengi.study.space import grid, known_points, runs_of
+from sengi.study.study_file import Executor, StudyRequest
+from sengi.study.verdicts import VerdictLog
+from sengi.study.watched import Watched
+from sengi.train.stopping import StopRequest
+
+POLL = 0.5  # seconds between looks at the runs
+REQUEST, SUMMARY, STOP = "request.json", "study.json", "stop.json"
+Rows = list[dict[str, Any]]
+
+
+class StudyObserver:
+    """Events of a study; this base class ignores them."""
+
+    def message(self, text: str) -> None:
+        """A sentence that people should see."""
+
+    def rows(self, rows: Rows) -> None:
+        """The table, whenever something in it changed."""
+
+
+def run_study(
+    request: StudyRequest,
+    observer: StudyObserver | None = None,
+    make_executor: Callable[[Executor], RunExecutor] = LocalExecutor,
+) -> Rows:
+    """Start a study, or continue it where it was left.
+
+    Args:
+        request: the study file (:func:`sengi.study.study_file.read_study`).
+        observer: told of everything that happens.
+        make_executor: makes what trains the runs.
+
+    Returns:
+        The rows of study.json.
+
+    Raises:
+        InputError: the folder holds another study or another process works on it, or the database cannot be reached.
+        StoppedByRequest: a signal or ``sengi study stop``; every run saved its state, the same call continues.
+    """
+    folder = request.folder
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        executor = make_executor(request.file.executor)
+        check_same_study(folder, request)
+        storage.create_folder(folder)
+        stack.enter_context(storage.lock(folder))
+        storage.sweep(folder)
+        check_same_study(folder, request)
+        database = Database(request.file, folder)
+        storage.write_file(folder / REQUEST, request.to_json())
+        (folder / STOP).unlink(missing_ok=True)
+        log = VerdictLog(folder)
+        stack.callback(log.close)
+        stop.patient = True
+        return Scheduler(request, observer or StudyObserver(), executor, database, log, stop).run()
+
+
+def check_same_study(folder: Path, request: StudyRequest) -> None:
+    """Compare with the study that ``folder`` was begun with, if there is one.
+
+    Raises:
+        InputError: it holds another study, or a run.
+    """
+    if (folder / "dynamics.jsonl").exists():
+        raise InputError(f"{folder}: holds a single run, not a study; choose another output_dir")
+    if not (folder / REQUEST).exists():
+        return
+    values, _ = read_yaml(folder / REQUEST)
+    now = json.loads(request.to_json())
+    keys = [key for key in request.identity() if values.get(key) != now[key]]
+    if keys:
+        raise InputError(
+            f"{folder}: holds another study ({', '.join(keys)} differ from its {REQUEST}); restore them to continue "
+            "it, or choose another output_dir"
+        )
+
+
+class Scheduler:
+    """The loop over the runs of one study.
+
+    Attributes:
+        runs: all runs so far, by name, in order.
+    """
+
+    def __init__(
+        self,
+        request: StudyRequest,
+        observer: StudyObserver,
+        executor: RunExecutor,
+        database: Database,
+        log: VerdictLog,
+        stop: StopRequest,
+    ) -> None:
+        self.request, self.file, self.folder = request, request.file, request.folder
+        self.observer, self.executor, self.database, self.log, self.stop = observer, executor, database, log, stop
+        self.settings = request.file.judge_settings()
+        self.runs: dict[str, Watched] = {}
+        self._shown: Rows = []
+        self._seen_samples: dict[str, int] = {}
+        points = known_points(self.folder, list(self.file.space))
+        if not self.file.searched:
+            points = dict(enumerate(grid(self.file), start=1))
+        for point, settings in sorted(points.items()):
+            self._add_point(point, settings)
+        begun = {watched.run.point for watched in self.runs.values() if watched.run.request.exists()}
+        self._index(
+            lambda: database.sync(
+                {point: points[point] for point in begun}, {p: r for p in begun if (r := self._result(p))}
+            )
+        )
+
+    def run(self) -> Rows:
+        """Work until every run ended.
+
+        Raises:
+            StoppedByRequest: asked to stop; all trainings saved their state.
+        """
+        while True:
+            self._judge()
+            self._collect()
+            self._start()
+            self._publish("running")
+            if all(watched.ended for watched in self.runs.values()) and not self._next_point():
+                break
+            if self.stop.reason or (self.folder / STOP).exists():
+                self._stop_all()
+            time.sleep(POLL)
+        self._publish("finished")
+        return self._shown
+
+    def _add_point(self, point: int, settings: dict[str, Any]) -> None:
+        for run in runs_of(self.file, point, settings, self.folder):
+            recipe = self.request.run_values(settings, run.seed, run.folder)
+            self.runs[run.name] = Watched(run, recipe, self.file.objective)
+
+    def _next_point(self) -> bool:
+        """Ask the sampler for another point, where there is one to ask for."""
+        number = 1 + max((watched.run.point for watched in self.runs.values()), default=0)
+        if not self.file.searched or number > (self.file.num_trials or 0):
+            return False
+        try:
+            settings = self.database.ask(number)
+        except Exception as error:  # every driver has its own
+            raise SengiError(
+                f"storage: the database failed when it was asked for point {number} ({type(error).__name__}); mend it "
+                "and run the same command again: every run continues"
+            ) from error
+        self._add_point(number, settings)
+        return True
+
+    def _start(self) -> None:
+        """Fill the executor with runs, in order; of those that begin at once, one builds the token store of all."""
+        while self.executor.free > 0:
+            waiting = [w for w in self.runs.values() if w.state == "waiting" and not holder(w.run)]
+            if not waiting:
+                if any(w.state == "waiting" for w in self.runs.values()) or not self._next_point():
+                    return  # somebody else trains it: look again later
+                continue
+            self._begin(waiting[0])
+
+    def _begin(self, watched: Watched) -> None:
+        run = watched.run
+        storage.create_folder(run.folder)
+        storage.write_json(run.request, watched.recipe)
+        self._index(lambda: self.database.add(run.point, run.settings))
+        self.executor.start(run)
+        watched.state, watched.reason = "running", ""
+
+    def _collect(self) -> None:
+        """Note which trainings ended and how."""
+        for name, ended in self.executor.ended().items():
+            watched = self.runs[name]
+            watched.end(ended.code, ended.cause)
+            if watched.state == "failed":
+                self.observer.message(f"run {name} failed: {watched.reason}")
+            point = watched.run.point
+            if result := self._result(point):
+                self._index(lambda point=point, result=result: self.database.tell(point, result))  # type: ignore[misc]
+
+    def _result(self, point: int) -> Result | None:
+        """How a point ended, once all its runs did: the mean over the seeds that finished."""
+        runs = [watched for watched in self.runs.values() if watched.run.point == point]
+        if not all(watched.ended for watched in runs):
+            return None
+        scores = [watched.score.value for watched in runs if watched.score is not None]
+        if scores:
+            return Result("complete", sum(scores) / len(scores))
+        return Result("pruned" if any(watched.state == "stopped" for watched in runs) else "fail")
+
+    def _judge(self) -> None:
+        """Hear the judge where a run reached new samples, and stop whom it condemned."""
+        samples = {name: records[-1]["samples_seen"] for name, w in self.runs.items() if (records := w.dynamics.read())}
+        if self.settings is None or samples == self._seen_samples:
+            return
+        self._seen_samples = samples
+        verdicts = judge([watched.history() for watched in self.runs.values()], self.settings)
+        told = {name for name, (state, _) in self.log.newest.items() if state in CONDEMNED}
+        for verdict in self.log.add([v for v in verdicts if self.runs[v.run].state == "running"]):
+            watched = self.runs[verdict.run]
+            if verdict.state in CONDEMNED and verdict.run not in told:
+                told.add(verdict.run)
+                self.observer.message(f"run {verdict.run}: {verdict.reason}")
+            if verdict.state == "stop":
+                watched.state, watched.reason, watched.stopped_at = "stopping", verdict.reason, verdict.check
+                self.executor.stop(watched.run)
+
+    def _stop_all(self) -> None:
+        """Ask every training to save, wait for them, and leave."""
+        reason = self.stop.reason or "'sengi study stop'"
+        for watched in self.runs.values():
+            self.executor.stop(watched.run)
+        while any(watched.state in ("running", "stopping") for watched in self.runs.values()):
+            self._collect()
+            time.sleep(POLL)
+        (self.folder / STOP).unlink(missing_ok=True)
+        self._publish("stopped")
+        raise StoppedByRequest(
+            f"study stopped by {reason}, every run saved its state; run the same command to continue"
+        )
+
+    def _publish(self, state: str) -> None:
+        """Write study.json and show the table, where something changed."""
+        rows = [watched.row(self.log.newest.get(name)) for name, watched in self.runs.items()]
+        if rows == self._shown and state == "running":
+            return
+        self._shown = rows
+        facts = {
+            "state": state,
+            "objective": self.file.objective,
+            "minimize": self.file.minimize,
+            "budget_samples": self.file.budget_samples,
+            "updated": time.time(),
+            "runs": rows,
+        }
+        storage.write_json(self.folder / SUMMARY, facts)
+        self.observer.rows(rows)
+
+    def _index(self, work: Callable[[], None]) -> None:
+        """Tell the database; it is an index, and its failure must not cost the study."""
+        try:
+            work()
+        except SengiError:
+            raise
+        except Exception as error:  # every driver has its own
+            self.observer.message(
+                f"the database failed ({type(error).__name__}); the next start mends it from the folders"
+            )

@@ -1,0 +1,290 @@
+"""The study file: what a user can ask of a study, with the strictness and the errors of a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from sengi.errors import RecipeError
+from sengi.recipe import Recipe, Strict, field_names
+from sengi.recipe_sources import nearest, read_yaml, resolve_recipe
+from sengi.study.judge import JudgeSettings
+
+OWN_KEYS = {  # recipe keys that the study sets itself -> the study key that decides them
+    "output_dir": "output_dir of the study",
+    "seed": "seeds",
+    "max_steps": "budget_samples",
+    "num_train_epochs": "budget_samples",
+}
+EPOCHS = 10_000  # the budget ends a run, not its epochs
+CHECK_SHARE, EARLY_SHARE = 0.05, 0.3  # of the budget: a check every 5%, none after 30%
+
+
+class Range(Strict):
+    """Values between two ends, searched by Optuna."""
+
+    low: int | float
+    """Smallest value; whole numbers at both ends make the values whole."""
+    high: int | float
+    """Largest value."""
+    log: bool = False
+    """Whether to search on a logarithmic scale, as learning rates and batch sizes want."""
+
+    @model_validator(mode="after")
+    def _check_ends(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}; low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}, but a logarithmic scale begins above 0; raise low")
+        return self
+
+
+class Executor(Strict):
+    """Where runs train."""
+
+    kind: Literal["local"] = "local"
+    """``local``: subprocesses on this machine."""
+    parallel: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Runs at a time; ``auto`` is as many as there are GPUs for, or one on a machine without. CPU cores are shared
+    out evenly."""
+    processes_per_run: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes of one run, started by torchrun; each takes one GPU where there are any."""
+
+
+class EarlyTermination(Strict):
+    """What the judge of early termination may do (docs/study.md)."""
+
+    mode: Literal["off", "advise", "terminate"] = "advise"
+    """``advise`` marks the runs that look worst early in training, ``terminate`` stops them."""
+    audit: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the runs that terminate would stop and that run on, to measure what stopping costs."""
+    min_survivors: Annotated[int, Field(ge=1)] = 1
+    """Learning runs that are never stopped."""
+    check_samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples between checks; by default 5% of budget_samples."""
+    early_samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples after which no run is stopped any more; by default 30% of budget_samples."""
+    fair_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Least fall of the loss, as a share of the fastest run's, that a run needs to be compared."""
+
+
+class StudyFile(Strict):
+    """One study."""
+
+    recipe: str | dict[str, Any]
+    """What the runs have in common: a recipe file, or a recipe in place."""
+    output_dir: str = Field(min_length=1)
+    """Study folder; a second call continues the study in it."""
+    space: Annotated[dict[str, list[Any] | Range], Field(min_length=1)]
+    """Recipe keys that differ. Lists make a grid; as soon as there is a range, all are searched by Optuna."""
+    num_trials: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Points to search where the space has a range."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [42]
+    )
+    """Each point of the space is run once with each of these seeds."""
+    budget_samples: Annotated[int, Field(ge=1)]
+    """Samples that every run sees, whatever its batch size."""
+    objective: Annotated[str, Field(min_length=1)] = "heldout_loss"
+    """``heldout_loss``, or a score of eval_questions or eval_tasks as ``task/metric``."""
+    executor: Executor = Field(default_factory=Executor)
+    """Where and how many at a time."""
+    early_termination: EarlyTermination = Field(default_factory=EarlyTermination)
+    """Whether runs that look worse early in training are marked or stopped."""
+    storage: str | None = None
+    """Address of a PostgreSQL database for the Optuna index; by default SQLite in the study folder."""
+
+    @property
+    def searched(self) -> bool:
+        """Whether Optuna chooses the points; else they are a grid."""
+        return any(isinstance(values, Range) for values in self.space.values())
+
+    @property
+    def minimize(self) -> bool:
+        """Whether a lower score is better."""
+        return any(word in self.objective for word in ("loss", "perplexity"))
+
+    def judge_settings(self) -> JudgeSettings | None:
+        """How the judge is to work, or None where it is off."""
+        asked = self.early_termination
+        if asked.mode == "off":
+            return None
+        return JudgeSettings(
+            check_samples=asked.check_samples or max(1, round(CHECK_SHARE * self.budget_samples)),
+            early_samples=asked.early_samples or round(EARLY_SHARE * self.budget_samples),
+            mode=asked.mode,
+            audit=asked.audit,
+            min_survivors=asked.min_survivors,
+            fair_share=asked.fair_share,
+        )
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """A study file whose recipe was read: all that the study needs to know.
+
+    Attributes:
+        file: the study file.
+        base: keys and values of its recipe.
+    """
+
+    file: StudyFile
+    base: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The study folder."""
+        return Path(self.file.output_dir)
+
+    def run_values(self, settings: Mapping[str, Any], seed: int, output_dir: Path) -> dict[str, Any]:
+        """The recipe of one run, as keys and values.
+
+        Raises:
+            RecipeError: the settings make no valid recipe.
+        """
+        values = {"save_total_limit": 1, **self.base, **settings, "seed": seed, "output_dir": str(output_dir)}
+        batch = _resolve({**values, "max_steps": 1}, settings).effective_batch_size
+        if batch > self.file.budget_samples:
+            raise RecipeError(
+                f"budget_samples is {self.file.budget_samples:,}, but effective_batch_size is {batch:,}: not one step; "
+                "raise budget_samples or lower the batch"
+            )
+        values |= {"max_steps": self.file.budget_samples // batch, "num_train_epochs": EPOCHS}
+        recipe = _resolve(values, settings)
+        if self.file.objective == "heldout_loss" and not recipe.eval_data:
+            raise RecipeError("objective is heldout_loss, but the recipe has no eval_data; add held-out conversations")
+        if self.file.objective != "heldout_loss" and not (recipe.eval_questions or recipe.eval_tasks):
+            raise RecipeError(
+                f"objective is '{self.file.objective}', but the recipe has neither eval_questions nor eval_tasks; "
+                "add what is to be scored"
+            )
+        return values
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this study: everything that decides which runs there are and how they are scored."""
+        asked = self.file.model_dump(mode="json", include={"space", "seeds", "budget_samples", "objective"})
+        return {"recipe": self.base, **asked}
+
+    def to_json(self) -> bytes:
+        """The whole request as a study file of its own: JSON, which is YAML."""
+        values = {**self.file.model_dump(mode="json"), "recipe": self.base}
+        return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_study(path: Path) -> StudyRequest:
+    """Read and check a study file; its relative paths count from the working directory, as those of a recipe do.
+
+    Raises:
+        RecipeError: naming the place, the key and the cure.
+    """
+    if not path.is_file():
+        nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise RecipeError(f"{path}: no such study file{nearest(path.name, nearby)}; docs/study.md shows one")
+    values, places = read_yaml(path)
+    known = list(StudyFile.model_fields)
+    for key in values:
+        if key not in known:
+            raise RecipeError(
+                f"{places[key]}: a study has no key '{key}'{nearest(key, known)}; it has {', '.join(known)}"
+            )
+    if isinstance(values.get("executor"), str):
+        values["executor"] = {"kind": values["executor"]}
+    _check_space(values.get("space"), places.get("space", str(path)))
+    try:
+        file = StudyFile.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, places, path)) from None
+    base = file.recipe if isinstance(file.recipe, dict) else read_yaml(Path(file.recipe))[0]
+    request = StudyRequest(file, base)
+    _check_together(file, places)
+    if not file.searched:
+        for key, listed in file.space.items():  # a value that no recipe takes is found now, not in run 17
+            assert isinstance(listed, list)
+            for value in listed:
+                first = {name: options[0] for name, options in file.space.items() if isinstance(options, list)}
+                request.run_values({**first, key: value}, file.seeds[0], request.folder)
+    else:
+        ends = {key: values.low if isinstance(values, Range) else values[0] for key, values in file.space.items()}
+        request.run_values(ends, file.seeds[0], request.folder)
+    return request
+
+
+def _check_space(space: Any, place: str) -> None:
+    if not isinstance(space, dict) or not space:
+        raise RecipeError(
+            f"{place}: space: name at least one recipe key and its values, as in 'learning_rate: [1e-5, 2e-5]'"
+        )
+    for key, values in space.items():
+        if key in OWN_KEYS:
+            raise RecipeError(
+                f"{place}: space.{key}: the study decides it by {OWN_KEYS[key]}; remove it from the space"
+            )
+        if key not in field_names():
+            raise RecipeError(
+                f"{place}: space: a recipe has no key '{key}'{nearest(key, field_names())}; "
+                "'sengi recipe schema' lists all"
+            )
+        if isinstance(values, list):
+            if not values:
+                raise RecipeError(
+                    f"{place}: space.{key}: the list is empty, so the grid is; give it values or remove it"
+                )
+            if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
+                raise RecipeError(f"{place}: space.{key}: a value is listed twice; repeat runs by seeds instead")
+        elif not isinstance(values, dict):
+            raise RecipeError(
+                f"{place}: space.{key}: is {values!r}; give a list, or a range as {{low: 1e-6, high: 1e-4}}"
+            )
+
+
+def _check_together(file: StudyFile, places: Mapping[str, str]) -> None:
+    if file.searched and file.num_trials is None:
+        raise RecipeError(f"{places['space']}: the space has a range; add num_trials, the points to search")
+    if not file.searched and file.num_trials is not None:
+        raise RecipeError(f"{places['num_trials']}: num_trials is for ranges, but this space is a grid; remove it")
+    if len(set(file.seeds)) < len(file.seeds):
+        raise RecipeError(f"{places['seeds']}: a seed is listed twice; it would be the same run")
+    if file.storage is not None and not file.storage.startswith("postgresql"):
+        raise RecipeError(
+            f"{places['storage']}: storage is '{file.storage}'; write postgresql://USER@HOST/DATABASE, or remove it "
+            "for SQLite in the study folder"
+        )
+    if file.storage is not None and ":" in file.storage.partition("://")[2].rpartition("@")[0]:
+        raise RecipeError(
+            f"{places['storage']}: storage holds a password; remove it and set PGPASSWORD or ~/.pgpass, which are not "
+            "written into the study folder"
+        )
+
+
+def _resolve(values: dict[str, Any], settings: Mapping[str, Any]) -> Recipe:
+    """Check a run's recipe; an error says for which settings."""
+    try:
+        recipe = resolve_recipe(values=dict(values)).recipe
+    except RecipeError as error:
+        shown = ", ".join(f"{key} {value}" for key, value in settings.items())
+        raise RecipeError(f"the run with {shown}: {error}") from None
+    return recipe
+
+
+def _explain(error: ValidationError, places: Mapping[str, str], path: Path) -> str:
+    """The first problem as a sentence with its place."""
+    # a range that is wrong is also no list: only what is said of it as a range helps
+    problems = [e for e in error.errors(include_url=False) if "list[any]" not in e["loc"]]
+    first = next((e for e in problems if e["type"] == "extra_forbidden"), problems[0])
+    names = [str(part) for part in first["loc"]]
+    parts = [name for name in names if not ("Range" in name or name in ("dict[str,any]", "str", "int"))]
+    key, place = ".".join(parts), places.get(parts[0], str(path)) if parts else str(path)
+    if first["type"] == "missing":
+        return f"{place}: {key}: missing; add '{key}: ...'"
+    if first["type"] == "extra_forbidden":
+        parents: dict[str, type[Strict]] = {"executor": Executor, "early_termination": EarlyTermination, "space": Range}
+        known = parents.get(parts[0], StudyFile)
+        return f"{place}: there is no key '{key}'{nearest(parts[-1], known.model_fields)}; see docs/study.md"
+    message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    got = "" if isinstance(first["input"], dict | list) else f", got {first['input']!r}"
+    return f"{place}: {key}: {message}{got}; see docs/study.md"

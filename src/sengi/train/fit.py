@@ -1,0 +1,233 @@
+"""Fit before launch: the checkpointing dial and the token budget that the memory forecast allows.
+
+Rank 0 decides for all, by the free memory of the rank that has the least.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from sengi.data.packing import pack_step
+from sengi.data.plan import StepPlan
+from sengi.data.store import TokenStore
+from sengi.model.checkpointing import Dial
+from sengi.model.cost import ModelCost, available_memory
+from sengi.model.live_bytes import PHASES, MicroBatch, trace_model
+from sengi.model.lora import FOUR_BIT_BYTES, add_adapter, compute_in
+from sengi.model.memory import STATE_BYTES, MemoryForecast, ModelSizes, Sharing, choose, forecast_memory
+from sengi.recipe import Recipe
+from sengi.train.distributed import World, ranks_here
+from sengi.train.schedule import save_is_due
+from sengi.train.sharding import reduces_each_micro_batch
+
+LOOK_AT = 16  # steps whose packs are looked at
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a run will take.
+
+    Attributes:
+        dial: activation checkpointing.
+        budget: tokens in a micro-batch.
+        reduced_from: the budget that ran out of memory earlier in this run, or None.
+        memory: the forecast.
+        notes: what the user should know of it.
+    """
+
+    dial: Dial
+    budget: int
+    reduced_from: int | None
+    memory: MemoryForecast
+    notes: tuple[str, ...]
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    store: TokenStore,
+    steps: StepPlan,
+    cost: ModelCost,
+    dtype: torch.dtype,
+    world: World,
+    earlier: dict[str, Any] | None,
+) -> Fit:
+    """Choose what the recipe leaves open; all ranks call this together.
+
+    Args:
+        folder: of the model.
+        dtype: of the computation.
+        earlier: plan.json of the run that is continued: what it chose stays.
+    """
+    resident = resident_memory() if world.device.type == "cpu" else 0
+    share = ranks_here() if world.device.type == "cpu" else 1
+    free = min(world.gather(available_memory(world.device, share) + resident))
+
+    shards = ranks_here() if recipe.fsdp_sharding_strategy == "hybrid_shard" else world.size
+    sharing = Sharing(
+        shards, recipe.fsdp_reshard_after_forward is False, reduces_each_micro_batch(recipe, world, cost.trained)
+    )
+
+    def decide() -> dict[str, Any]:
+        forecaster = Forecaster(recipe, folder, store, steps, cost, dtype, world, sharing, resident, free)
+        dial, budget, reduced = _settled(recipe, earlier)
+        longest = int(store.lengths.max())
+        known = _known(earlier, dial, budget, world, free)
+        if known is not None and dial is not None and budget is not None:
+            memory = known
+        else:
+            dial, budget = choose(dial, budget, longest, world.device, forecaster.forecast)
+            memory = forecaster.forecast(dial, budget)
+        notes = forecaster.notes + ([] if memory.fits else [_does_not_fit(memory, dial, budget, longest)])
+        return {"dial": dial, "budget": budget, "reduced": reduced, "memory": memory.__dict__, "notes": notes}
+
+    found = world.on_first(decide)
+    memory = MemoryForecast(**found["memory"])
+    return Fit(found["dial"], found["budget"], found["reduced"], memory, tuple(found["notes"]))
+
+
+def _settled(recipe: Recipe, earlier: dict[str, Any] | None) -> tuple[Dial | None, int | None, int | None]:
+    """Dial, budget and the budget that was given up, as far as recipe and earlier plan decide them."""
+    dial = None if recipe.gradient_checkpointing == "auto" else recipe.gradient_checkpointing
+    budget = recipe.max_tokens_per_device if isinstance(recipe.max_tokens_per_device, int) else None
+    if earlier is None:
+        return dial, budget, None
+    reduced = earlier.get("max_tokens_reduced_from")
+    if dial is None:
+        dial = cast(Dial, earlier.get("gradient_checkpointing", "none"))
+    if budget is None or budget == reduced:  # another value is an answer to the reduction
+        return dial, int(earlier["max_tokens_per_device"]), reduced
+    return dial, budget, None
+
+
+def _known(
+    earlier: dict[str, Any] | None, dial: Dial | None, budget: int | None, world: World, free: int
+) -> MemoryForecast | None:
+    """The forecast of the run that is continued, where it is of the same dial, budget and processes."""
+    if earlier is None or "memory" not in earlier.get("forecast", {}) or earlier["max_tokens_reduced_from"] is not None:
+        return None
+    now = (dial, budget, world.size, str(world.device))
+    then = tuple(earlier[key] for key in ("gradient_checkpointing", "max_tokens_per_device", "world_size", "device"))
+    values = earlier["forecast"]["memory"]
+    return MemoryForecast(values["moment"], values["parts"], free) if now == then else None
+
+
+class Forecaster:
+    """Memory forecasts of one run at any dial and budget."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        store: TokenStore,
+        steps: StepPlan,
+        cost: ModelCost,
+        dtype: torch.dtype,
+        world: World,
+        sharing: Sharing,
+        resident: int,
+        available: int | None,
+    ) -> None:
+        self.recipe, self.store, self.steps, self.cost, self.world = recipe, store, steps, cost, world
+        self.sharing = sharing
+        self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self.autocast = dtype if dtype != torch.float32 else None
+        self.resident, self.available = resident, available
+        self.notes: list[str] = []
+        self.forecast = cache(self._forecast)
+
+    def _forecast(self, dial: Dial, budget: int) -> MemoryForecast:
+        lengths, targets, later = self._largest_pack(budget)
+        largest = self._micro_batch(lengths, targets, dial)
+        whole = largest if dial == "none" else self._micro_batch(lengths, targets, "none")
+        return forecast_memory(
+            self._sizes(),
+            largest,
+            again=whole.saved - largest.saved,
+            later=later / sum(lengths),
+            sharing=self.sharing,
+            device=self.world.device,
+            resident=self.resident,
+            copied=self.recipe.save_in_background and self._saves_on_the_way(),
+            available=self.available,
+        )
+
+    def _largest_pack(self, budget: int) -> tuple[list[int], int, int]:
+        """Lengths and targets of the largest micro-batch, and tokens of the largest that is not a rank's first."""
+        steps, store = self.steps, self.store
+        budget = max(budget, int(store.lengths.max()))  # the plan refuses one that is smaller
+        largest: tuple[int, list[int], int] = (0, [], 0)
+        later = 0
+        for number in np.unique(np.linspace(1, steps.num_steps, min(LOOK_AT, steps.num_steps)).astype(int)):
+            samples = steps.step_samples(int(number))
+            packs = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost)
+            for rank in packs.ranks:
+                for turn, members in enumerate(samples[pack] for pack in rank if len(pack)):
+                    tokens = int(store.lengths[members].sum())
+                    later = max(later, tokens) if turn else later
+                    if tokens > largest[0]:
+                        largest = (tokens, store.lengths[members].tolist(), int(store.supervised[members].sum()))
+        return largest[1], largest[2], later
+
+    def _saves_on_the_way(self) -> bool:
+        """Whether a checkpoint is saved before the last step; for that one training is over."""
+        return any(save_is_due(self.recipe, self.steps, step) for step in range(1, self.steps.num_steps))
+
+    def _micro_batch(self, lengths: list[int], targets: int, dial: Dial) -> MicroBatch:
+        try:
+            return trace_model(
+                self.config, self._adapt, lengths, targets, dial, self.world.device, self.autocast, accumulated=True
+            )
+        except Exception as error:  # whatever a family's own code cannot do without numbers
+            note = f"the forecast of activations is a rough guess: this model cannot be traced ({type(error).__name__})"
+            self.notes = [note]
+            rough = float(sum(lengths) * self.cost.activation_bytes)
+            return MicroBatch(rough, {**dict.fromkeys(PHASES, rough), PHASES[-1]: 0.0})
+
+    def _adapt(self, lm: PreTrainedModel) -> None:
+        if self.recipe.use_peft:
+            add_adapter(lm, self.recipe)
+            if self.autocast is not None:
+                compute_in(lm, self.autocast)
+
+    def _sizes(self) -> ModelSizes:
+        cost, layers = self.cost, int(self.config.get_text_config().num_hidden_layers)
+        each = FOUR_BIT_BYTES if self.recipe.load_in_4bit else self.autocast.itemsize if self.autocast else 4
+        frozen = int(cost.linear * each) + 4 * (cost.parameters - cost.linear) if cost.adapter else 0
+        return ModelSizes(
+            trained=cost.trained,
+            frozen_bytes=frozen,
+            parameters=cost.parameters + cost.adapter,
+            layers=layers,
+            layer=cost.linear // layers,
+            outside=cost.parameters - cost.linear,
+            state_bytes=STATE_BYTES[self.recipe.optim],
+        )
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory now; 0 where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _does_not_fit(memory: MemoryForecast, dial: Dial, budget: int, longest: int) -> str:
+    cures = [] if budget <= longest else [f"max_tokens_per_device: {max(longest, budget // 2)}"]
+    cures += [] if dial == "full" else ["gradient_checkpointing: full"]
+    cures += ["optim: adamw_bnb_8bit, use_peft: true, a smaller model or more processes"]
+    return (
+        f"about {memory.peak / 1e9:,.2f} GB of memory will be needed and {(memory.available or 0) / 1e9:,.2f} GB can "
+        f"be had: this run will probably not fit; set {'; or '.join(cures)}"
+    )

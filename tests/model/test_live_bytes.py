@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tests.model.families import FAMILIES, VOCAB, family, small_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sengi.data.conversation import Sample
+from sengi.data.packs import make_pack
+from sengi.model.checkpointing import DIALS, checkpoint_layers, transformer_layers
+from sengi.model.live_bytes import FEW, LiveBytes, _few, _pack, _period, trace_micro_batch, trace_model
+from sengi.model.supervised import prepare
+
+CPU = torch.device("cpu")
+LENGTHS = [40, 33, 7]
+TARGETS = 50
+
+
+def nothing(lm: PreTrainedModel) -> None:
+    """Full fine-tuning: the plain model is what is trained."""
+
+
+def real_peak(name: str, dial: str, autocast: torch.dtype | None, accumulated: bool) -> int:
+    """The same counted while real numbers are computed."""
+    model = prepare(copy.deepcopy(family(name)))
+    checkpoint_layers(transformer_layers(model), dial)
+    if accumulated:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    data = _pack(LENGTHS, TARGETS)
+    weights = torch.ones(len(data.targets))
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    with LiveBytes([*model.parameters(), *model.buffers(), *grads, *vars_of(data), weights]) as live:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss, _ = model(data, weights)
+        loss.backward()
+        return max(live.peaks.values())
+
+
+def vars_of(data: object) -> list[torch.Tensor]:
+    return [value for value in vars(data).values() if isinstance(value, torch.Tensor)]
+
+
+# What is computed without content keeps the bytes that the real computation keeps.
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trace_counts_what_the_real_computation_holds(name: str) -> None:
+    traced = trace_micro_batch(build(name), LENGTHS, TARGETS, "none", CPU, None, False)
+    assert max(traced.peaks.values()) == pytest.approx(real_peak(name, "none", None, False), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("dial", "accumulated", "autocast"),
+    [("selective", True, None), ("full", False, None), ("none", True, torch.bfloat16), ("full", True, torch.bfloat16)],
+)
+def test_a_trace_follows_the_dial_autocast_and_accumulation(
+    dial: str, accumulated: bool, autocast: torch.dtype | None
+) -> None:
+    traced = trace_micro_batch(build("llama"), LENGTHS, TARGETS, dial, CPU, autocast, accumulated)
+    assert max(traced.peaks.values()) == pytest.approx(real_peak("llama", dial, autocast, accumulated), rel=0.01)
+
+
+def build(name: str) -> Callable[[], PreTrainedModel]:
+    """Makes a model of the family's config where it is called: without content."""
+    config = copy.deepcopy(family(name).config)
+    return lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+# Two traces of a few layers give that of all layers, to the byte.
+@pytest.mark.parametrize("dial", DIALS)
+def test_a_few_layers_stand_for_all(dial: str) -> None:
+    config = small_model("LlamaConfig", {"num_hidden_layers": 5, "tie_word_embeddings": False}).config
+    whole = trace_model(config, nothing, LENGTHS, TARGETS, dial, CPU, None, True)
+    own = copy.deepcopy(config)
+    direct = trace_micro_batch(
+        lambda: AutoModelForCausalLM.from_config(own, dtype=torch.float32), LENGTHS, TARGETS, dial, CPU, None, True
+    )
+    assert whole.saved == direct.saved
+    assert whole.peaks == direct.peaks
+    assert config.num_hidden_layers == 5  # the caller's config is not changed
+
+
+def test_layers_of_two_kinds_are_traced_by_whole_periods() -> None:
+    assert _period(None) == 1
+    assert _period(["full_attention"] * 5) == 1
+    assert _period((["sliding_attention"] * 5 + ["full_attention"]) * 3) == 6
+    assert _period(["a", "b", "a", "b", "a"]) == 2
+    config = small_model("Gemma3TextConfig", {"num_hidden_layers": 8, "head_dim": 8, "sliding_window": 5}).config
+    config.layer_types = ["sliding_attention", "full_attention"] * 4
+    traced = trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None, True)
+    assert traced.saved > 0
+
+
+def test_frozen_weights_keep_less() -> None:
+    config = family("llama").config
+
+    def freeze(lm: PreTrainedModel) -> None:
+        for name, parameter in lm.named_parameters():
+            parameter.requires_grad_("norm" in name)
+
+    frozen = trace_model(config, freeze, LENGTHS, TARGETS, "none", CPU, None, True)
+    whole = trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None, True)
+    assert frozen.saved < whole.saved
+    assert frozen.peaks["loss head"] - frozen.saved < whole.peaks["loss head"] - whole.saved  # no gradient of the head
+
+
+def test_many_documents_are_traced_as_few_of_the_same_tokens() -> None:
+    for lengths in ([5], [5, 3], [7] * 40, [100, *[3] * 20], list(range(2, 60))):
+        few = _few(lengths)
+        assert sum(few) == sum(lengths)
+        assert len(few) <= max(FEW, 1)
+        assert min(few) >= 1
+
+
+def test_targets_are_spread_over_the_documents() -> None:
+    assert len(_pack([10, 10], 12).targets) == 12
+    assert len(_pack([10, 10], 400).targets) == 18  # the first token of a document is no target
+    assert len(_pack([10], 0).targets) == 0
+
+
+def test_storages_are_counted_once_and_while_they_live() -> None:
+    held = torch.zeros(1000)
+    with LiveBytes([held]) as live:
+        assert live.now == 0
+        view = held[:10]
+        assert live.now == 0  # a view of what was there
+        made = held + 1
+        assert live.now == 4000
+        same = made.view(10, 100)
+        assert live.now == 4000
+        del made
+        assert live.now == 4000
+        del same
+        assert live.now == 0
+    assert live.peaks["forward"] == 4000
+    assert len(view) == 10
+
+
+def test_the_pack_of_the_test_is_like_a_real_one() -> None:
+    sample = Sample(np.zeros(5, np.int32), np.ones(5, np.uint8))
+    assert len(make_pack([sample]).targets) == len(_pack([5], 4).targets)
+    assert family("llama").config.vocab_size == VOCAB

@@ -1,0 +1,156 @@
+"""Runs a study in a process that is killed again and again, without paying for imports: a fork server.
+
+    python study_program.py KILLS SEED UNBROKEN_STUDY KILLED_STUDY
+
+The server imports torch once and forks a session that calls ``run_study``, as ``sengi study`` does. Trainings are
+forked from the session and call ``train``, as ``sengi train`` does; they die with it as those of the shipped executor
+do. Prints, for each of the two studies and each of its sessions, the runs it started, its exit code, and what was
+finished after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from sengi.errors import InputError, SengiError
+from sengi.recipe_sources import resolve_recipe
+from sengi.storage import lock
+from sengi.study.local import Ended
+from sengi.study.scheduler import run_study
+from sengi.study.space import Run
+from sengi.study.study_file import Executor, StudyRequest, read_study
+from sengi.train import setup
+from sengi.train.parent import die_with
+from sengi.train.run import train
+
+
+class ForkExecutor:
+    """One training at a time, or as many as asked, each a fork of this process."""
+
+    def __init__(self, asked: Executor, journal: Path) -> None:
+        self.room = asked.parallel if isinstance(asked.parallel, int) else 1
+        self.pids: dict[str, int] = {}
+        self.journal = journal
+
+    @property
+    def free(self) -> int:
+        return self.room - len(self.pids)
+
+    def start(self, run: Run) -> None:
+        with self.journal.open("a") as file:
+            file.write(run.name + "\n")
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            die_with(parent)
+            drop_inherited_lock()
+            code = 1
+            try:
+                train(resolve_recipe(run.request))
+                code = 0
+            except SengiError as error:
+                (run.folder / "train.log").write_text(f"error: {error}\n")
+                code = error.exit_code
+            finally:
+                os._exit(code)
+        self.pids[run.name] = pid
+
+    def stop(self, run: Run) -> None:
+        if run.name in self.pids:
+            os.kill(self.pids[run.name], signal.SIGTERM)
+
+    def ended(self) -> dict[str, Ended]:
+        done = {}
+        for name, pid in list(self.pids.items()):
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                del self.pids[name]
+                done[name] = Ended(os.waitstatus_to_exitcode(status), "its cause")
+        return done
+
+
+def drop_inherited_lock() -> None:
+    """Close the study's lock, as starting a program does: a fork that is dying must not hold it against the next."""
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.readlink().name == "run.lock":
+                os.close(int(entry.name))
+
+
+def wait_for_the_lock(folder: Path) -> None:
+    """Until the last fork of a killed session is gone, too."""
+    deadline = time.monotonic() + 60
+    while folder.is_dir() and time.monotonic() < deadline:
+        with contextlib.suppress(InputError), lock(folder):
+            return
+        time.sleep(0.01)
+
+
+def session(request: StudyRequest, journal: Path) -> int:
+    """Fork a session; returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            run_study(request, make_executor=lambda asked: ForkExecutor(asked, journal))
+            code = 0
+        except SengiError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+        finally:
+            os._exit(code)
+    return pid
+
+
+def progress(folder: Path) -> int:
+    """Lines of all dynamics and evaluations so far: a clock that does not depend on the machine."""
+    lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("runs/*/dynamics.jsonl"))
+    return lines + len(list(folder.glob("runs/*/evaluations/*.json"))) + len(list(folder.glob("runs/*/outcome.json")))
+
+
+def unbroken_or_killed(request: StudyRequest, kills: int, rng: random.Random) -> list[dict[str, object]]:
+    """A study with so many kills, each at a random moment; what its sessions did."""
+    sessions: list[dict[str, object]] = []
+    for number in range(kills + 1):
+        journal = request.folder.with_name(f"{request.folder.name}-journal-{number}")
+        journal.touch()
+        wait_for_the_lock(request.folder)
+        pid, code = session(request, journal), None
+        target = progress(request.folder) + rng.randint(1, 12)
+        while number < kills and progress(request.folder) < target:
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            time.sleep(0.005)
+        if number < kills and code is None:
+            time.sleep(rng.random() * 0.2)
+            os.kill(pid, signal.SIGKILL)
+        if code is None:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        states = {path.parent.name: json.loads(path.read_text()) for path in request.folder.glob("runs/*/status.json")}
+        finished = sorted(name for name, status in states.items() if status["state"] == "finished")
+        sessions.append({"started": journal.read_text().split(), "code": code, "finished": finished})
+    return sessions
+
+
+def main() -> None:
+    kills, rng = int(sys.argv[1]), random.Random(int(sys.argv[2]))
+    calm, killed = (read_study(Path(name)) for name in sys.argv[3:])
+    setup.peak_flops = lambda *_: None  # seconds of measuring that no score depends on
+    warm = calm.run_values({"learning_rate": 1e-3}, 0, calm.folder.with_name("warm")) | {"max_steps": 1}
+    train(resolve_recipe(values=warm))  # what a first training loads, every fork finds in its memory
+    gc.freeze()  # and does not look through for garbage
+    print(json.dumps([unbroken_or_killed(calm, 0, rng), unbroken_or_killed(killed, kills, rng)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A study that is killed and started again ends as one that was not, and does nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train import crash_harness
+
+HERE = Path(__file__).parent
+
+
+def studies(folder: Path, space: dict[str, Any], budget: int) -> list[Path]:
+    """Two equal studies in two folders, over one model and one token store."""
+    crash_harness.write_small_model(folder / "model")
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "data": [str(crash_harness.write_rows(folder / "train.jsonl", 0, 37))],
+        "eval_data": [str(crash_harness.write_rows(folder / "heldout.jsonl", 500, 4))],
+        "max_tokens_per_device": 64,
+        "save_steps": 1,
+        "dtype": "float32",
+        "effective_batch_size": 4,
+    }
+    paths = []
+    for name in ("unbroken", "killed"):
+        values = {"recipe": recipe, "output_dir": str(folder / name), "space": space, "budget_samples": budget}
+        paths.append(folder / f"{name}.yaml")
+        paths[-1].write_text(json.dumps(values | {"executor": {"parallel": 2}}))
+    return paths
+
+
+def results(folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / "study.json").read_text())
+    assert summary["state"] == "finished"
+    return {
+        row["name"]: (row["state"], row["score"], row["interval"], row["samples_seen"], row["loss"], row["grad_norm"])
+        for row in summary["runs"]
+    }
+
+
+def kill_and_compare(folder: Path, kills: int, seed: int, space: dict[str, Any], budget: int) -> None:
+    paths = studies(folder, space, budget)
+    program = [sys.executable, str(HERE / "study_program.py"), str(kills), str(seed), *map(str, paths)]
+    done = subprocess.run(
+        program, env=crash_harness.environment(folder), capture_output=True, text=True, timeout=1000, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    unbroken, killed = json.loads(done.stdout.splitlines()[-1])
+    assert [session["code"] for session in unbroken] == [0]
+    assert killed[-1]["code"] == 0, done.stderr[-3000:]
+    assert results(folder / "killed") == results(folder / "unbroken")
+    # a run that was finished when a session died is never started again
+    for number, session in enumerate(killed[:-1]):
+        later = [name for other in killed[number + 1 :] for name in other["started"]]
+        assert not set(session["finished"]) & set(later)
+    # and every run has each of its steps once
+    for run in (folder / "killed/runs").iterdir():
+        assert [line["step"] for line in crash_harness.dynamics(run)] == list(range(1, budget // 4 + 1))
+        assert crash_harness.dynamics(run) == crash_harness.dynamics(folder / "unbroken/runs" / run.name)
+    assert sum(session["code"] == -9 for session in killed) >= 1
+
+
+def test_six_runs_killed_three_times_end_as_if_they_had_not_been(tmp_path: Path) -> None:
+    space = {"learning_rate": [1e-2, 1e-3, 3e-3], "weight_decay": [0.0, 0.1]}
+    kill_and_compare(tmp_path, 3, crash_harness.seeded(5), space, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_many_kills(tmp_path: Path, seed: int) -> None:
+    space = {"learning_rate": [1e-2, 1e-3, 3e-3], "weight_decay": [0.0, 0.1]}
+    kill_and_compare(tmp_path, 12, crash_harness.seeded(100 + seed), space, 40)
+
+
+def test_the_command_trains_stops_and_continues(tmp_path: Path) -> None:
+    # the shipped executor: real processes, a stop from outside, and a second call
+    path = studies(tmp_path, {"learning_rate": [1e-2]}, 12)[0]
+    environment = crash_harness.environment(tmp_path) | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "sengi", "study", str(path)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        log = tmp_path / "unbroken/runs/001-s42/train.log"
+        assert first.stderr is not None
+        assert "run 001-s42 running" in first.stderr.readline()
+        assert log.exists()
+        first.terminate()
+        out, err = first.communicate(timeout=300)
+    assert first.returncode == 3, out + err
+    assert "every run saved its state; run the same command to continue" in err
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "run 001-s42 finished at 12 samples, score" in done.stderr
+    assert results(tmp_path / "unbroken")["001-s42"][0] == "finished"
+    assert os.path.getsize(log) > 0

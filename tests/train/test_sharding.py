@@ -1,0 +1,87 @@
+"""How a model is split: what the keys decide. That no way of splitting changes a result is in test_distributed.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.train.memory_run import ALONE, small_recipe
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from sengi.errors import RecipeError
+from sengi.model.supervised import SupervisedModel
+from sengi.train import sharding
+from sengi.train.distributed import World
+from sengi.train.sharding import reduce_gradients, reduces_each_micro_batch, shard, transformer_layers
+
+
+class Told(World):
+    """A world whose other ranks say what the test wants."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, *[4] * (self.size - 1)]
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+CPU = torch.device("cpu")
+
+
+# Rule: on one process there is nothing to split and nothing to reduce.
+def test_one_process_is_not_sharded() -> None:
+    model = SupervisedModel.__new__(SupervisedModel)
+    assert shard(model, ALONE, small_recipe(fsdp_sharding_strategy="hybrid_shard")) is model
+    assert not reduces_each_micro_batch(small_recipe(), ALONE, 10**15)
+
+
+# Rule: auto reduces once a step as long as whole float32 gradients take a quarter of the device at most.
+@pytest.mark.parametrize(
+    ("asked", "parameters", "expected"),
+    [("auto", 1000, False), ("auto", 1001, True), ("step", 10**12, False), ("micro_batch", 1, True)],
+)
+def test_when_gradients_are_reduced(
+    asked: str, parameters: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "_memory", lambda _: 16_000)
+    recipe = small_recipe(fsdp_gradient_reduction=asked)
+    assert reduces_each_micro_batch(recipe, Told(0, 2, CPU), parameters) is expected
+
+
+# Rule: hybrid sharding needs the same number of ranks on each machine.
+def test_uneven_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    model = SupervisedModel.__new__(SupervisedModel)
+    with pytest.raises(RecipeError, match=r"the machines have \[2, 4\] processes; start the same number on each"):
+        shard(model, Told(0, 6, CPU), small_recipe(fsdp_sharding_strategy="hybrid_shard"))
+
+
+# Rule: the last micro-batch reduces between all; an earlier one within a machine at most.
+@pytest.mark.parametrize(
+    ("last", "each", "scatters", "reduces"),
+    [(True, True, True, True), (True, False, True, True), (False, True, True, False), (False, False, False, False)],
+)
+def test_what_a_micro_batch_sends(last: bool, each: bool, scatters: bool, reduces: bool) -> None:
+    said: dict[str, bool] = {}
+
+    class Sharded(FSDPModule):
+        def __new__(cls) -> Sharded:
+            return object.__new__(cls)
+
+        def set_requires_gradient_sync(self, value: bool, *, recurse: bool = True) -> None:
+            said.update(scatters=value, reduces=value)
+
+        def set_requires_all_reduce(self, value: bool, *, recurse: bool = True) -> None:
+            said.update(reduces=value and said["scatters"])
+
+    reduce_gradients(Sharded(), last, each)  # type: ignore[arg-type]
+    assert said == {"scatters": scatters, "reduces": reduces}
+    reduce_gradients(nn.Linear(1, 1), last, each)  # not sharded: nothing to say
+
+
+def test_the_layers_are_the_longest_list() -> None:
+    model = nn.ModuleDict({"few": nn.ModuleList([nn.Identity()]), "layers": nn.ModuleList([nn.Identity()] * 3)})
+    assert len(transformer_layers(model)) == 3
+    assert len(transformer_layers(nn.Linear(1, 1))) == 0
