@@ -58,6 +58,7 @@ class Case:
     ranks: int = 1
     dial: str = "none"
     optim: str = "adamw_torch_fused"
+    use_peft: bool = False
     fitted: bool = False
 
 
@@ -103,6 +104,7 @@ def write_files(case: Case, folder: Path) -> Path:
         "dtype": "float32",
         "gradient_checkpointing": case.dial,
         "optim": case.optim,
+        "use_peft": case.use_peft,
     }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=1))
