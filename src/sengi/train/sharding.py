@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from sengi.errors import RecipeError
 from sengi.model.checkpointing import transformer_layers
+from sengi.model.lora import whole_on_every_rank
 from sengi.model.supervised import SupervisedModel
 from sengi.recipe import Recipe
 from sengi.train.distributed import World, ranks_here
@@ -35,10 +36,10 @@ def shard(model: SupervisedModel, world: World, recipe: Recipe) -> nn.Module:
     """
     if world.size == 1:
         return model
-    mesh = _mesh(world, recipe)
+    mesh, whole = _mesh(world, recipe), whole_on_every_rank(model)
     for layer in transformer_layers(model):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=recipe.fsdp_reshard_after_forward)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=recipe.fsdp_reshard_after_forward, ignored_params=whole)
+    fully_shard(model, mesh=mesh, ignored_params=whole)
     return model
 
 
