@@ -3,7 +3,7 @@
 The session (crash_faults.make_base) uses every verb of the storage module: it sweeps left-overs, sets a corrupt
 checkpoint aside, cuts a torn log line, rewrites the log, appends, saves, removes the old checkpoint, writes
 status and held-out scores. Each case has its own copy of the folder; the next start must finish bit-equal.
-Every third call by default, the other two thirds with ``make test-slow``.
+Every sixth call by default, the others with ``make test-slow``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ def check(mode: str, part: int, parts: int) -> int:
     return int(result["cases"])
 
 
-SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in (2, 3)]
+PARTS = 6
+SLOW = [pytest.param(part, marks=pytest.mark.slow) for part in range(2, PARTS + 1)]
 
 
 @pytest.mark.parametrize("part", [1, *SLOW])
 @pytest.mark.parametrize("mode", ["kill", "enospc", "eio"])
 def test_fault_at_every_call(mode: str, part: int) -> None:
-    assert check(mode, part, 3) >= CALLS // 3
+    assert check(mode, part, PARTS) >= CALLS // PARTS
 
 
 # The kernel may write less than it was asked to; that is no error and changes nothing.
