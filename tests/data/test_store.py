@@ -16,11 +16,11 @@ from tests.model.tiny_folder import write_tiny_folder as write_model
 from sengi.data import store as store_module
 from sengi.data import store_build, store_workers
 from sengi.data.formats import read_conversations
-from sengi.data.mask_batch import QuickMismatch
-from sengi.data.masks import Masker
 from sengi.data.store import StoreOptions, TokenStore, cache_folder
 from sengi.data.store_build import open_store
 from sengi.errors import DataError
+from sengi.masks.batch import QuickMismatch
+from sengi.masks.masker import Masker
 from sengi.model.load import load_tokenizer
 from sengi.recipe import DataEntry
 
@@ -67,7 +67,7 @@ def test_content_is_what_the_masker_gives(tmp_path: Path, model: Path) -> None:
         write(tmp_path / "b.jsonl", many(4, "capital")).model_copy(update={"phase": "second"}),
         write(tmp_path / "c.jsonl", [chat("Hi?", "Yes.", phase="own", source="of the row")]),
     ]
-    store = open_store(entries, model, OPTIONS)
+    store = open_store(entries, load_tokenizer(model), OPTIONS)
     masker = Masker(load_tokenizer(model))
     rows = [row for entry in entries for row in read_conversations(Path(entry.path))]
     assert len(store) == len(rows) == 11
@@ -87,7 +87,9 @@ def test_content_is_what_the_masker_gives(tmp_path: Path, model: Path) -> None:
 
 
 def test_summary_adds_up(tmp_path: Path, model: Path) -> None:
-    store = open_store([write(tmp_path / "a.jsonl", many(9)), write(tmp_path / "b.jsonl", many(3))], model, OPTIONS)
+    store = open_store(
+        [write(tmp_path / "a.jsonl", many(9)), write(tmp_path / "b.jsonl", many(3))], load_tokenizer(model), OPTIONS
+    )
     summary = store.summary()
     assert summary["samples"] == 12
     assert summary["tokens"] == int(store.lengths.sum())
@@ -98,7 +100,7 @@ def test_summary_adds_up(tmp_path: Path, model: Path) -> None:
 
 
 def test_supervised_tokens_are_counted_in_pieces(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store([write(tmp_path / "a.jsonl", many(9))], model, OPTIONS)
+    store = open_store([write(tmp_path / "a.jsonl", many(9))], load_tokenizer(model), OPTIONS)
     for size in (1, 2, 4, 9, 100):
         monkeypatch.setattr(store_module, "_CHUNK", size)
         counted = TokenStore(store.path).supervised
@@ -107,14 +109,14 @@ def test_supervised_tokens_are_counted_in_pieces(tmp_path: Path, model: Path, mo
 
 def test_a_second_request_opens_the_same_files(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = write(tmp_path / "a.jsonl", many(3))
-    first = open_store([entry], model, OPTIONS)
+    first = open_store([entry], load_tokenizer(model), OPTIONS)
     before = {path.name: path.stat().st_mtime_ns for path in first.path.iterdir()}
 
     def built_again(*_: object) -> None:
         raise AssertionError("the store was built again")
 
     monkeypatch.setattr(store_build, "blocks", built_again)
-    second = open_store([entry], model, OPTIONS)
+    second = open_store([entry], load_tokenizer(model), OPTIONS)
     assert second.path == first.path
     assert second.path.parent == cache_folder() / "tokens"
     assert {path.name: path.stat().st_mtime_ns for path in second.path.iterdir()} == before
@@ -122,36 +124,39 @@ def test_a_second_request_opens_the_same_files(tmp_path: Path, model: Path, monk
 
 def test_fingerprint_follows_everything_that_decides_the_content(tmp_path: Path, model: Path) -> None:
     entry = write(tmp_path / "a.jsonl", many(3))
-    first = open_store([entry], model, OPTIONS).fingerprint
+    first = open_store([entry], load_tokenizer(model), OPTIONS).fingerprint
     # the same again, even for a copy of the model folder elsewhere, or touched files
     copy = shutil.copytree(model, tmp_path / "copy")
     (tmp_path / "a.jsonl").touch()
-    assert open_store([entry], copy, OPTIONS).fingerprint == first
+    assert open_store([entry], load_tokenizer(copy), OPTIONS).fingerprint == first
     others = {
-        "options": open_store([entry], model, StoreOptions(95, "drop")).fingerprint,
-        "policy": open_store([entry], model, StoreOptions(96, "truncate")).fingerprint,
-        "phase": open_store([entry.model_copy(update={"phase": "x"})], model, OPTIONS).fingerprint,
-        "twice": open_store([entry, entry], model, OPTIONS).fingerprint,
+        "options": open_store([entry], load_tokenizer(model), StoreOptions(95, "drop")).fingerprint,
+        "policy": open_store([entry], load_tokenizer(model), StoreOptions(96, "truncate")).fingerprint,
+        "phase": open_store([entry.model_copy(update={"phase": "x"})], load_tokenizer(model), OPTIONS).fingerprint,
+        "twice": open_store([entry, entry], load_tokenizer(model), OPTIONS).fingerprint,
     }
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("\n", "\n\n")
     tokenizer.save_pretrained(copy)
-    others["template"] = open_store([entry], copy, OPTIONS).fingerprint
+    others["template"] = open_store([entry], load_tokenizer(copy), OPTIONS).fingerprint
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["capital"])
     tokenizer.save_pretrained(copy)
-    others["vocabulary"] = open_store([entry], copy, OPTIONS).fingerprint
+    others["vocabulary"] = open_store([entry], load_tokenizer(copy), OPTIONS).fingerprint
     # one byte of the data, same length and same time stamp
     text = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text(text.replace("What", "Whet", 1))
-    others["data"] = open_store([entry], model, OPTIONS).fingerprint
+    others["data"] = open_store([entry], load_tokenizer(model), OPTIONS).fingerprint
     assert len({first, *others.values()}) == 1 + len(others), others
 
 
 def test_weights_do_not_make_another_store(tmp_path: Path, model: Path) -> None:
     entry = write(tmp_path / "a.jsonl", many(3))
     heavier = entry.model_copy(update={"weight": 2.5})
-    assert open_store([entry], model, OPTIONS).path == open_store([heavier], model, OPTIONS).path
+    assert (
+        open_store([entry], load_tokenizer(model), OPTIONS).path
+        == open_store([heavier], load_tokenizer(model), OPTIONS).path
+    )
 
 
 def rows_of_all_kinds() -> list[dict[str, Any]]:
@@ -177,7 +182,7 @@ def same(one: TokenStore, two: TokenStore) -> bool:
 
 def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [write(tmp_path / "a.jsonl", rows_of_all_kinds()), write(tmp_path / "b.jsonl", many(13, "animal"))]
-    alone = set_aside(open_store(entries, model, OPTIONS), tmp_path / "alone")
+    alone = set_aside(open_store(entries, load_tokenizer(model), OPTIONS), tmp_path / "alone")
     by_the_parent: list[int] = []
     prepare = Masker.prepare
 
@@ -199,7 +204,9 @@ def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, mo
     monkeypatch.setattr(store_workers, "BATCH", 7)
     monkeypatch.setattr(store_workers._Clock, "workers_pay", lambda clock: clock.batches >= 1)
     told: list[tuple[int, float]] = []
-    together = open_store(entries, model, OPTIONS, workers=3, progress=lambda *state: told.append(state))
+    together = open_store(
+        entries, load_tokenizer(model), OPTIONS, workers=3, progress=lambda *state: told.append(state)
+    )
     assert same(together, alone)
     assert by_the_parent == [7, 7, 6]  # until one batch was through; the third has a row that was dropped on reading
     # progress counts rows, dropped ones too, and ends at all of them with all bytes read
@@ -235,7 +242,7 @@ def test_the_full_way_for_every_row_gives_the_same_store(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     entries = [write(tmp_path / "a.jsonl", rows_of_all_kinds())]
-    quick = set_aside(open_store(entries, model, OPTIONS), tmp_path / "quick")
+    quick = set_aside(open_store(entries, load_tokenizer(model), OPTIONS), tmp_path / "quick")
 
     def mismatch(*_: object) -> None:
         raise QuickMismatch("a.jsonl:1")
@@ -243,22 +250,22 @@ def test_the_full_way_for_every_row_gives_the_same_store(
     # Rule: when a compared row differs, everything is made again without the quick way, aloud.
     monkeypatch.setattr(Masker, "_compare_some", mismatch)
     with caplog.at_level("WARNING", "sengi.data"):
-        full = open_store(entries, model, OPTIONS)
+        full = open_store(entries, load_tokenizer(model), OPTIONS)
     assert same(full, quick)
     assert "a.jsonl:1: this chat template has to be run for every row" in caplog.text
 
 
 def test_the_garbage_collector_is_on_again(tmp_path: Path, model: Path) -> None:
-    open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+    open_store([write(tmp_path / "a.jsonl", many(2))], load_tokenizer(model), OPTIONS)
     assert gc.isenabled()
     with pytest.raises(DataError):
-        open_store([write(tmp_path / "b.jsonl", [{"messages": 1}])], model, OPTIONS)
+        open_store([write(tmp_path / "b.jsonl", [{"messages": 1}])], load_tokenizer(model), OPTIONS)
     assert gc.isenabled()
 
 
 def test_overlong_samples_are_dropped_counted_and_listed(tmp_path: Path, model: Path) -> None:
     entry = write(tmp_path / "a.jsonl", [*many(2), chat("long?", "word " * 200), *many(2)])
-    store = open_store([entry], model, OPTIONS)
+    store = open_store([entry], load_tokenizer(model), OPTIONS)
     assert len(store) == 4
     assert store.meta["dropped"] == {"overlong": 1}
     assert store.meta["rows"] == 5
@@ -268,13 +275,13 @@ def test_overlong_samples_are_dropped_counted_and_listed(tmp_path: Path, model: 
     assert "max_length is 96" in drop["message"]
     # a sample of exactly max_length stays
     longest = int(store.lengths.max())
-    assert open_store([entry], model, StoreOptions(longest, "drop")).meta["dropped"] == {"overlong": 1}
-    assert open_store([entry], model, StoreOptions(longest - 1, "drop")).meta["dropped"]["overlong"] > 1
+    assert open_store([entry], load_tokenizer(model), StoreOptions(longest, "drop")).meta["dropped"] == {"overlong": 1}
+    assert open_store([entry], load_tokenizer(model), StoreOptions(longest - 1, "drop")).meta["dropped"]["overlong"] > 1
 
 
 def test_overlong_samples_can_be_cut(tmp_path: Path, model: Path) -> None:
     rows = [*many(1), chat("long?", "word " * 200), chat("question " * 80, "answer")]
-    store = open_store([write(tmp_path / "a.jsonl", rows)], model, StoreOptions(96, "truncate"))
+    store = open_store([write(tmp_path / "a.jsonl", rows)], load_tokenizer(model), StoreOptions(96, "truncate"))
     whole = Masker(load_tokenizer(model)).sample(list(read_conversations(tmp_path / "a.jsonl"))[1])
     np.testing.assert_array_equal(store.sample(1).input_ids, whole.input_ids[:96])
     np.testing.assert_array_equal(store.sample(1).loss_mask, whole.loss_mask[:96])
@@ -289,7 +296,7 @@ def test_overlong_samples_can_be_an_error(tmp_path: Path, model: Path) -> None:
     with pytest.raises(
         DataError, match=r"a\.jsonl:2: [\d,]+ tokens, max_length is 96; raise max_length, or set overlong"
     ):
-        open_store([entry], model, StoreOptions(96, "error"))
+        open_store([entry], load_tokenizer(model), StoreOptions(96, "error"))
 
 
 def test_rows_without_anything_to_learn_are_counted_by_reason(tmp_path: Path, model: Path) -> None:
@@ -299,7 +306,7 @@ def test_rows_without_anything_to_learn_are_counted_by_reason(tmp_path: Path, mo
         {"messages": [{"role": "user", "content": "nor here"}]},
         chat("Hi?", "Yes.") | {"messages": [*chat("Hi?", "Yes.")["messages"][:1], _untrained("Yes.")]},
     ]
-    store = open_store([write(tmp_path / "a.jsonl", rows)], model, OPTIONS)
+    store = open_store([write(tmp_path / "a.jsonl", rows)], load_tokenizer(model), OPTIONS)
     assert len(store) == 2
     assert store.meta["dropped"]["no_assistant_turn"] == 2
     assert sum(store.meta["dropped"].values()) == 3
@@ -314,13 +321,13 @@ def _untrained(text: str) -> dict[str, Any]:
 def test_all_rows_dropped_is_an_error_that_shows_the_first(tmp_path: Path, model: Path) -> None:
     entry = write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "no"}]}] * 3)
     with pytest.raises(DataError, match=r"none of 3 rows can be trained on; the first: .*a\.jsonl:1: .*no_assistant"):
-        open_store([entry], model, OPTIONS)
+        open_store([entry], load_tokenizer(model), OPTIONS)
     assert list((cache_folder() / "tokens").iterdir()) == []
 
 
 def test_an_empty_file_is_an_error_that_names_it(tmp_path: Path, model: Path) -> None:
     with pytest.raises(DataError, match=r"empty\.jsonl"):
-        open_store([write(tmp_path / "empty.jsonl", [])], model, OPTIONS)
+        open_store([write(tmp_path / "empty.jsonl", [])], load_tokenizer(model), OPTIONS)
 
 
 def test_a_row_that_cannot_be_read_is_an_error_that_names_file_and_line(tmp_path: Path, model: Path) -> None:
@@ -328,7 +335,7 @@ def test_a_row_that_cannot_be_read_is_an_error_that_names_file_and_line(tmp_path
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "user", "con')
     with pytest.raises(DataError, match=r"a\.jsonl:3"):
-        open_store([entry], model, OPTIONS)
+        open_store([entry], load_tokenizer(model), OPTIONS)
 
 
 def test_a_full_disk_is_an_error_that_names_the_cure(
@@ -339,7 +346,7 @@ def test_a_full_disk_is_an_error_that_names_the_cure(
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(DataError, match=r"No space left on device; free space or set SENGI_CACHE"):
-        open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+        open_store([write(tmp_path / "a.jsonl", many(2))], load_tokenizer(model), OPTIONS)
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_cure(
@@ -348,7 +355,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_the_cure(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SENGI_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"Not a directory; free space or set SENGI_CACHE to another disk"):
-        open_store([write(tmp_path / "a.jsonl", many(2))], model, OPTIONS)
+        open_store([write(tmp_path / "a.jsonl", many(2))], load_tokenizer(model), OPTIONS)
 
 
 def test_a_data_file_that_cannot_be_read_is_an_error_that_names_it(
@@ -364,7 +371,7 @@ def test_a_data_file_that_cannot_be_read_is_an_error_that_names_it(
 
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(Permission denied\); check the path"):
-        open_store([entry], model, OPTIONS)
+        open_store([entry], load_tokenizer(model), OPTIONS)
 
 
 def test_two_builders_of_one_store_end_with_one(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +384,7 @@ def test_two_builders_of_one_store_end_with_one(tmp_path: Path, model: Path, mon
 
     monkeypatch.setattr(store_build, "blocks", counted)
     with ThreadPoolExecutor(3) as pool:
-        stores = [pool.submit(open_store, [entry], model, OPTIONS) for _ in range(3)]
+        stores = [pool.submit(open_store, [entry], load_tokenizer(model), OPTIONS) for _ in range(3)]
     assert len({store.result().path for store in stores}) == 1
     assert len(builds) == 1
     assert len(stores[0].result()) == 3
@@ -429,4 +436,4 @@ def built(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SENGI_CACHE", str(folder / "cache"))
-        return open_store([write(folder / "a.jsonl", many(3))], model, OPTIONS).path
+        return open_store([write(folder / "a.jsonl", many(3))], load_tokenizer(model), OPTIONS).path

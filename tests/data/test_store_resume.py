@@ -21,12 +21,13 @@ import pytest
 from tests.model.tiny_folder import write_tiny_folder as write_model
 
 from sengi.data import store_build, store_workers, store_write
-from sengi.data.mask_batch import Block, QuickMismatch
-from sengi.data.masks import Masker
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.data.store_write import Writer
 from sengi.errors import DataError
+from sengi.masks.batch import Block, QuickMismatch
+from sengi.masks.masker import Masker
+from sengi.model.load import load_tokenizer
 from sengi.recipe import DataEntry
 
 OPTIONS = StoreOptions(96, "drop")
@@ -68,7 +69,7 @@ def contents(store: TokenStore) -> dict[str, bytes]:
 
 def unbroken(entries: list[DataEntry], model: Path, elsewhere: Path) -> dict[str, bytes]:
     """The store built in one go, and out of the way again."""
-    store = open_store(entries, model, OPTIONS)
+    store = open_store(entries, load_tokenizer(model), OPTIONS)
     store.path.rename(elsewhere)
     return contents(TokenStore(elsewhere))
 
@@ -98,7 +99,7 @@ def test_a_stopped_build_goes_on(
     with monkeypatch.context() as patch:
         stop_in(patch, call, before)
         with pytest.raises(KeyboardInterrupt):
-            open_store(entries, model, OPTIONS)
+            open_store(entries, load_tokenizer(model), OPTIONS)
     (left,) = own_cache.glob("tokens/.tmp-*")
     for name in ("ids.bin", "mask.bin", "index.bin", "dropped.jsonl"):  # what a crash may leave behind the last save
         with (left / name).open("ab") as file:
@@ -109,7 +110,7 @@ def test_a_stopped_build_goes_on(
         Masker, "prepare", lambda self, rows: read.extend(row.row for row in rows) or prepare(self, rows)
     )
     told: list[tuple[int, float]] = []
-    store = open_store(entries, model, OPTIONS, progress=lambda *state: told.append(state))
+    store = open_store(entries, load_tokenizer(model), OPTIONS, progress=lambda *state: told.append(state))
     assert contents(store) == wanted
     assert told[-1] == (28, 1.0)
     # rows that were saved are not made again: one of the 28 has no answer, and 4 are in a batch
@@ -126,13 +127,14 @@ from pathlib import Path
 from sengi.data import store_workers, store_write
 from sengi.data.store import StoreOptions
 from sengi.data.store_build import open_store
+from sengi.model.load import load_tokenizer
 from sengi.recipe import DataEntry
 store_workers.BATCH, store_write.SAVE_SECONDS = 4, 0.0
 def told(rows, share):
     if rows >= 12:
         os.kill(os.getpid(), signal.SIGKILL)
 entries = [DataEntry(path=path) for path in {[entry.path for entry in entries]!r}]
-open_store(entries, Path({str(model)!r}), StoreOptions(96, "drop"), progress=told)
+open_store(entries, load_tokenizer(Path({str(model)!r})), StoreOptions(96, "drop"), progress=told)
 """
     killed = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "SENGI_CACHE": str(own_cache)}, check=False
@@ -140,7 +142,7 @@ open_store(entries, Path({str(model)!r}), StoreOptions(96, "drop"), progress=tol
     assert killed.returncode == -signal.SIGKILL
     (left,) = own_cache.glob("tokens/.tmp-*")
     assert json.loads((left / "progress.json").read_text())["rows"] == 12
-    assert contents(open_store(entries, model, OPTIONS)) == wanted
+    assert contents(open_store(entries, load_tokenizer(model), OPTIONS)) == wanted
 
 
 def shorten(left: Path) -> None:
@@ -164,9 +166,9 @@ def test_what_cannot_be_gone_on_from_is_begun_anew(
     with monkeypatch.context() as patch:
         stop_in(patch, 3, before=True)
         with pytest.raises(KeyboardInterrupt):
-            open_store(entries, model, OPTIONS)
+            open_store(entries, load_tokenizer(model), OPTIONS)
     damage(next(own_cache.glob("tokens/.tmp-*")))
-    assert contents(open_store(entries, model, OPTIONS)) == wanted
+    assert contents(open_store(entries, load_tokenizer(model), OPTIONS)) == wanted
 
 
 def test_the_full_way_is_kept_to_when_going_on(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,11 +183,11 @@ def test_the_full_way_is_kept_to_when_going_on(tmp_path: Path, model: Path, monk
     with monkeypatch.context() as patch:
         stop_in(patch, 3, before=True)
         with pytest.raises(KeyboardInterrupt):
-            open_store(entries, model, OPTIONS)
+            open_store(entries, load_tokenizer(model), OPTIONS)
     quick: list[bool] = []
     prepare = Masker.prepare
     monkeypatch.setattr(Masker, "prepare", lambda self, rows: quick.append(self.settings[1]) or prepare(self, rows))
-    assert contents(open_store(entries, model, OPTIONS)) == wanted
+    assert contents(open_store(entries, load_tokenizer(model), OPTIONS)) == wanted
     assert set(quick) == {False}
 
 
@@ -193,7 +195,7 @@ def test_an_error_leaves_nothing(tmp_path: Path, model: Path, own_cache: Path) -
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(chat(f"{n}?", "a")) for n in range(9)) + '\n{"messages": 1}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:10"):
-        open_store([DataEntry(path=str(path))], model, OPTIONS)
+        open_store([DataEntry(path=str(path))], load_tokenizer(model), OPTIONS)
     assert list((own_cache / "tokens").iterdir()) == []
 
 
@@ -201,7 +203,7 @@ def test_a_second_process_waits_for_the_first(
     tmp_path: Path, model: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = data(tmp_path)
-    whole = open_store(entries, model, OPTIONS)
+    whole = open_store(entries, load_tokenizer(model), OPTIONS)
     target = whole.path
     building = target.with_name(f".tmp-{target.name}")
     target.rename(building)  # as if the first were about to finish it
@@ -210,7 +212,7 @@ def test_a_second_process_waits_for_the_first(
     waits, found = threading.Event(), []
     monkeypatch.setattr(store_build._log, "warning", lambda *_: waits.set())
     monkeypatch.setattr(store_build, "blocks", None)  # the second must not build
-    second = threading.Thread(target=lambda: found.append(open_store(entries, model, OPTIONS).path))
+    second = threading.Thread(target=lambda: found.append(open_store(entries, load_tokenizer(model), OPTIONS).path))
     second.start()
     assert waits.wait(60)
     building.rename(target)
@@ -227,8 +229,8 @@ def test_parquet_shards_give_the_store_of_the_same_rows_as_jsonl(tmp_path: Path,
         table = pa.Table.from_pylist(rows[shard * 10 : shard * 10 + 10])
         pq.write_table(table, tmp_path / "shards" / f"part-{shard}.parquet", row_group_size=3)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one = open_store([DataEntry(path=str(tmp_path / "shards"))], model, OPTIONS)
-    two = open_store([DataEntry(path=str(tmp_path / "rows.jsonl"))], model, OPTIONS)
+    one = open_store([DataEntry(path=str(tmp_path / "shards"))], load_tokenizer(model), OPTIONS)
+    two = open_store([DataEntry(path=str(tmp_path / "rows.jsonl"))], load_tokenizer(model), OPTIONS)
     assert len(one.meta["files"]) == 4
     for name in ("ids.bin", "mask.bin"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()

@@ -14,7 +14,8 @@ from tests.model.tiny_folder import tiny_model, tiny_tokenizer, write_tiny_folde
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from sengi.errors import InputError
-from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.generation import Generator
+from sengi.inference.generation_request import GenerationRequest
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(len(TOKENIZER))

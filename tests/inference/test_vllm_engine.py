@@ -7,7 +7,8 @@ import torch
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi.errors import InputError
-from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.generation import Generator
+from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.vllm_engine import use_vllm
 from sengi.model.load import load_model, load_tokenizer
 

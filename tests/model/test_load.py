@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from sengi.errors import ModelError
 from sengi.model import load
-from sengi.model.load import load_model, load_tokenizer, model_fingerprint, save_tokenizer
+from sengi.model.load import load_model, load_tokenizer, model_fingerprint
+from sengi.model.tokenizer_files import save_tokenizer
 from sengi.model.turn_end import turn_end_id
 
 SHARED_TOKENIZERS = Path(__file__).parents[2] / "../shared/tokenizers"

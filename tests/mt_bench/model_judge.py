@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from tests.mt_bench.judge_server import Asked, Say
 
-from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.generation import Generator
+from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.prompts import Prompts
 from sengi.model.load import load_model, load_tokenizer
 

@@ -10,7 +10,7 @@ from tests.model.tiny_folder import tiny_tokenizer, write_tiny_folder
 from tests.mt_bench.bench_folder import read_jsonl, write_bench
 
 from sengi.errors import ModelError
-from sengi.inference.generation import GenerationRequest
+from sengi.inference.generation_request import GenerationRequest
 from sengi.mt_bench import answers
 from sengi.mt_bench.answers import Answered, answer_bench
 from sengi.mt_bench.files import BenchQuestion, load_bench

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sengi.conversation import Conversation, Sample
 from sengi.data.check_report import CheckOptions, CheckReport, Overlong, summarize_lengths
-from sengi.data.conversation import Conversation, Sample
 from sengi.data.files import find_files, list_files, read_rows
 from sengi.data.findings import Findings
 from sengi.data.formats import detect_format, to_conversation
@@ -22,7 +22,7 @@ from sengi.data.rows import NOTHING_TO_LEARN, Problem, RowError
 from sengi.errors import DataError, MaskError
 
 if TYPE_CHECKING:
-    from sengi.data.masks import Masker
+    from sengi.masks.masker import Masker
 
 BATCH = 1000  # conversations tokenized at a time
 PREVIEW_STEPS = 8  # steps packed for the preview
@@ -56,7 +56,7 @@ def check_data(
         DataError: a path names nothing, or an evaluation file cannot be read. What is wrong inside the data
             files goes into the report.
     """
-    from sengi.data.masks import Masker
+    from sengi.masks.masker import Masker
 
     options = CheckOptions(max_length, max_tokens_per_device, effective_batch_size, overlong)
     listed = [list_files(str(path)) for path in files]

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sengi.conversation import Conversation
 from sengi.data.bounded import LIMITS, Limits
-from sengi.data.conversation import Conversation
 from sengi.data.files import read_rows
 from sengi.data.messages import Messages, as_flag, as_list, as_text, as_tools, check_messages, parse_json
 from sengi.data.plain_lines import PlainLines, phase_of, source_of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.data.conversation import Conversation
+from sengi.conversation import Conversation
 from sengi.data.files import read_rows
 from sengi.data.rows import RowError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from sengi.data.conversation import Conversation
+from sengi.conversation import Conversation
 from sengi.data.files import split_suffix
 from sengi.data.messages import ROLES
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from sengi.data.file_hash import file_hash
 from sengi.data.files import find_files
 from sengi.data.formats import read_conversations
-from sengi.data.mask_batch import QuickMismatch
 from sengi.data.rows import NOTHING_TO_LEARN, RowError
 from sengi.data.store import VERSION, StoreOptions, TokenStore, cache_folder
 from sengi.data.store_workers import Row, blocks
@@ -31,12 +30,13 @@ from sengi.data.store_write import Progress as _Progress
 from sengi.data.store_write import Writer as _Writer
 from sengi.data.store_write import read_progress
 from sengi.errors import DataError
+from sengi.masks.batch import QuickMismatch
 from sengi.recipe import DataEntry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sengi.data.masks import Masker
+    from sengi.masks.masker import Masker
 
 Progress: TypeAlias = Callable[[int, float], None]
 _log = logging.getLogger("sengi.data")
@@ -44,7 +44,7 @@ _log = logging.getLogger("sengi.data")
 
 def open_store(
     entries: Sequence[DataEntry],
-    tokenizer_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
     options: StoreOptions,
     *,
     workers: int | None = None,
@@ -55,7 +55,7 @@ def open_store(
 
     Args:
         entries: data entries of a recipe; weights do not matter here.
-        tokenizer_folder: model folder with tokenizer and chat template.
+        tokenizer: with its chat template.
         options: length limit and what happens above it.
         workers: most processes to use, where more than this one pay; None allows one a core, at most 8.
         today: date for templates that print one; None takes today's.
@@ -64,11 +64,9 @@ def open_store(
     Raises:
         DataError: a file or row cannot be read, or no row is left.
     """
-    from sengi.data.masks import Masker
-    from sengi.model.load import load_tokenizer
+    from sengi.masks.masker import Masker
 
     files = [(number, path) for number, entry in enumerate(entries) for path in find_files(entry.path)]
-    tokenizer = load_tokenizer(tokenizer_folder)
     quick = Masker(tokenizer, today=today)
     fingerprint = _fingerprint(entries, files, quick.fingerprint, options)
     target = cache_folder() / "tokens" / fingerprint[:32]

@@ -18,15 +18,15 @@ from datetime import date
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, TypeAlias
 
-from sengi.data.conversation import Conversation
-from sengi.data.mask_batch import Block, Work
+from sengi.conversation import Conversation
 from sengi.data.rows import RowError
 from sengi.errors import DataError
+from sengi.masks.batch import Block, Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sengi.data.masks import Masker
+    from sengi.masks.masker import Masker
 
 BATCH = 4000  # most rows that are rendered, encoded and masked at a time
 BATCH_CHARS = 2_000_000  # most characters of them: an encoding holds about 100 bytes a token, for three batches
@@ -176,7 +176,7 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase, settings: tuple[date, bool
     """The tokenizer itself is sent: reading it from its folder would import most of transformers (8 s of a core)."""
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    from sengi.data.masks import Masker
+    from sengi.masks.masker import Masker
 
     today, quick = settings
     _worker = Masker(tokenizer, today=today, quick=quick)

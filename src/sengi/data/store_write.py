@@ -21,12 +21,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.mask_batch import Block
+from sengi.conversation import Conversation, Sample
 from sengi.data.rows import RowError
 from sengi.data.store import VERSION, StoreOptions
 from sengi.data.store_workers import Batch, Row
 from sengi.errors import DataError, MaskError
+from sengi.masks.batch import Block
 from sengi.recipe import DataEntry
 from sengi.storage import write_json
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.evaluate.questions import Question
-from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.generation import Generator
+from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.prompts import Prompts
 
 FINAL_PUNCTUATION = ".!?,;:…。！？"

@@ -15,7 +15,7 @@ from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.evaluation import Evaluation
-from sengi.model.load import load_model
+from sengi.model.load import load_model, load_tokenizer
 from sengi.model.supervised import prepare
 from sengi.recipe import DataEntry, Recipe
 
@@ -52,7 +52,7 @@ def evaluate_heldout(model_folder: Path, files: Sequence[Path], *, batch_tokens:
 
 
 def _open(file: Path, model_folder: Path) -> TokenStore:
-    return open_store([DataEntry(path=str(file))], model_folder, StoreOptions(MAX_LENGTH, "drop"))
+    return open_store([DataEntry(path=str(file))], load_tokenizer(model_folder), StoreOptions(MAX_LENGTH, "drop"))
 
 
 def _dropped(store: TokenStore) -> list[dict[str, Any]]:

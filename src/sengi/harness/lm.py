@@ -32,7 +32,8 @@ from sengi.harness.ranks import Alone, Ranks, join_ranks
 from sengi.harness.response_cache import ResponseCache, request_key
 from sengi.harness.text_lm import TextLM
 from sengi.harness.unscored import Excluded, Truncated, Unscored
-from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.generation import Generator
+from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.loglikelihood import Scorer
 
 

@@ -13,7 +13,6 @@ installed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.errors import InputError
+from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.lent_model import lent, rope_limit
 from sengi.inference.prompts import stop_ids
 from sengi.inference.sampling import Sampler, next_tokens
@@ -30,27 +30,6 @@ from sengi.inference.slot_support import OneRow, supports_slots
 from sengi.inference.vllm_engine import VllmEngine, use_vllm
 
 OnGenerated = Callable[[list[int], list[str]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One text to be written.
-
-    Attributes:
-        prompt: token ids, at least one.
-        max_new_tokens: longest text, in tokens.
-        stop: strings that end the text; they are not part of it.
-        temperature: 0 takes the likeliest token; above, tokens are drawn at this temperature.
-        top_p: draw from the likeliest tokens that together have this probability.
-        seed: of the draws.
-    """
-
-    prompt: list[int]
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 class Generator:

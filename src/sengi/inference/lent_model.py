@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sengi.model.load import quiet_transformers
+from sengi.model.quiet import quiet_transformers
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from sengi.errors import InputError
 
 if TYPE_CHECKING:
-    from sengi.inference.generation import GenerationRequest
+    from sengi.inference.generation_request import GenerationRequest
 
 CHUNK = 256  # requests a call: what is finished is handed on after each, so that an interruption loses little
 MEMORY = 0.9  # share of the device memory that is still free which vLLM may take

@@ -16,17 +16,18 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sengi.errors import ModelError
-from sengi.model.inspect import check_safetensors, read_config
+from sengi.errors import ModelError, class_and_text
+from sengi.model.find import find_model
+from sengi.model.fingerprint import files_fingerprint
+from sengi.model.inspect import check_safetensors, inspect_model_folder, read_config
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base_model.json"
-FINGERPRINT = "fingerprint"  # key of BASE: model_fingerprint of the base
+FINGERPRINT = "fingerprint"  # key of BASE: files_fingerprint of the base
 
 
 def is_adapter(folder: Path) -> bool:
@@ -78,19 +79,18 @@ def base_folder(folder: Path, *, trust_remote_code: bool = False) -> Path:
     Raises:
         ModelError: the base is gone, or has changed since the adapter was trained.
     """
-    from sengi.model.load import model_fingerprint
-    from sengi.model.resolve import resolve_model
-
     name = base_of(folder)
     try:
-        base = resolve_model(name, trust_remote_code=trust_remote_code)
+        base = find_model(name, trust_remote_code)
+        if not is_adapter(base):
+            inspect_model_folder(base, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise ModelError(f"{folder}: the base of this adapter cannot be used: {error}") from error
     if is_adapter(base):
         raise ModelError(f"{folder}: its base {name} is an adapter, too; merge that one first (sengi export --merge)")
     if (folder / BASE).is_file():
         wanted = str(read_config(folder / BASE).get(FINGERPRINT))
-        if wanted != (found := model_fingerprint(base)):
+        if wanted != (found := files_fingerprint(base)):
             raise ModelError(
                 f"{folder}: was trained on a model of fingerprint {wanted[:12]}, but {base} has {found[:12]}: another "
                 f"model, or changed since; put the right one there, or write its place into {CONFIG}"
@@ -106,26 +106,6 @@ def has_tokenizer(folder: Path) -> bool:
 def config_folder(folder: Path) -> Path:
     """The folder with the config.json of a model or adapter: an adapter's architecture is its base's."""
     return base_folder(folder) if is_adapter(folder) else folder
-
-
-def load_merged(
-    folder: Path,
-    *,
-    dtype: torch.dtype | None,
-    attn_implementation: str | None,
-    trust_remote_code: bool,
-) -> PreTrainedModel:
-    """The base of an adapter with the adapter added to its weights; arguments as for `sengi.model.load.load_model`.
-
-    Raises:
-        ModelError: adapter or base cannot be used, or they do not fit.
-    """
-    from sengi.model.load import load_model, load_tokenizer
-
-    base = base_folder(folder, trust_remote_code=trust_remote_code)
-    tokens = len(load_tokenizer(folder, trust_remote_code=trust_remote_code))
-    model = load_model(base, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code)
-    return merge_adapter(model, folder, tokens)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTrainedModel:
@@ -144,7 +124,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreT
     """
     from safetensors import safe_open
 
-    from sengi.model.load import one_line, quiet_transformers
+    from sengi.model.quiet import quiet_transformers
 
     read_adapter_config(folder)
     peft = import_peft(f"{folder}: a LoRA adapter")
@@ -159,7 +139,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreT
             placed = set(peft.get_peft_model_state_dict(adapted))
             merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # whatever peft raises where shapes or names do not fit
-        raise ModelError(f"{folder}: the adapter does not fit its base: {one_line(error)}") from error
+        raise ModelError(f"{folder}: the adapter does not fit its base: {class_and_text(error)}") from error
     if wrong := sorted(saved ^ placed):
         raise ModelError(f"{folder}: {len(wrong)} tensors of the adapter and its base do not match, first {wrong[0]}")
     return merged.eval()

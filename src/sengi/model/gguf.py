@@ -24,8 +24,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sengi.errors import ModelError
-from sengi.model.load import one_line, quiet_transformers, save_tokenizer
+from sengi.errors import ModelError, class_and_text
+from sengi.model.quiet import quiet_transformers
+from sengi.model.tokenizer_files import save_tokenizer
 from sengi.model.turn_end import turn_end_id
 
 # Counts up when the conversion changes what it writes: old copies are then left alone and made anew.
@@ -137,10 +138,10 @@ def read_model(path: Path) -> PreTrainedModel:
     except ModelError:
         raise
     except ImportError as error:
-        raise ModelError(f"{path}: {one_line(error)}; pip install 'sengi[gguf]'") from error
+        raise ModelError(f"{path}: {class_and_text(error)}; pip install 'sengi[gguf]'") from error
     except Exception as error:  # whatever a malformed or unknown file makes the readers raise
         raise ModelError(
-            f"{path}: cannot be converted: {one_line(error)}; use the model's safetensors folder"
+            f"{path}: cannot be converted: {class_and_text(error)}; use the model's safetensors folder"
         ) from error
     if missing := [name for name, value in model.named_parameters() if value.is_meta]:
         raise ModelError(f"{path}: {len(missing)} weights are missing, first {missing[0]}; download the file again")
@@ -166,7 +167,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except ImportError as error:
         raise ModelError(f"{path}: reading GGUF needs the package gguf; pip install 'sengi[gguf]'") from error
     except Exception as error:
-        raise ModelError(f"{path}: the tokenizer cannot be read: {one_line(error)}") from error
+        raise ModelError(f"{path}: the tokenizer cannot be read: {class_and_text(error)}") from error
     if model == "gpt2":
         repair_splitter(tokenizer, pre or "default", str(path))
     return tokenizer

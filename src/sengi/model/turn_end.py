@@ -6,8 +6,8 @@ import datetime
 
 from transformers import PreTrainedTokenizerBase
 
-from sengi.data.masks import Masker
-from sengi.data.template import ChatTemplate
+from sengi.masks.masker import Masker
+from sengi.masks.template import ChatTemplate
 
 # Templates that print the date must not make today's scores differ from yesterday's.
 TEMPLATE_DATE = datetime.date(2025, 1, 1)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from sengi.inference.generation import GenerationRequest, Generator
+from sengi.inference.generation import Generator
+from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.prompts import Prompts
 from sengi.model.adapters import config_folder, is_adapter
 from sengi.model.inspect import inspect_model_folder

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import CHATML, REPARSES, SPECIAL, STYLES, byte_level, metaspace, tokenizer_for
 
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.mask_batch import QuickMismatch
-from sengi.data.mask_quick import Quick
-from sengi.data.masks import Masker
+from sengi.conversation import Conversation, Sample
 from sengi.errors import MaskError
+from sengi.masks.batch import QuickMismatch
+from sengi.masks.masker import Masker
+from sengi.masks.quick import Quick
 
 BACKENDS = {"bytes": byte_level, "spaces": metaspace}
 pieces = st.sampled_from(

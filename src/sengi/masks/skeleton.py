@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sengi.data.mask_slots import SENTINEL, Slot, sentinels, slot_paths
-from sengi.data.template import ChatTemplate, Message
 from sengi.errors import MaskError
+from sengi.masks.slots import SENTINEL, Slot, sentinels, slot_paths
+from sengi.masks.template import ChatTemplate, Message
 
 
 @dataclass(frozen=True, slots=True)

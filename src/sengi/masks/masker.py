@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.mask_batch import Block, QuickMismatch, Work
-from sengi.data.mask_encode import Encoder
-from sengi.data.mask_layout import LayoutMaker
-from sengi.data.mask_notes import closing_text, structural_tokens, template_notes
-from sengi.data.mask_quick import Quick, Shape
-from sengi.data.mask_skeleton import Control
-from sengi.data.mask_span import Layout
-from sengi.data.template import ChatTemplate, TimeLimit
+from sengi.conversation import Conversation, Sample
 from sengi.errors import MaskError, ModelError
+from sengi.masks.batch import Block, QuickMismatch, Work
+from sengi.masks.encode import Encoder
+from sengi.masks.layout import LayoutMaker
+from sengi.masks.notes import closing_text, structural_tokens, template_notes
+from sengi.masks.quick import Quick, Shape
+from sengi.masks.skeleton import Control
+from sengi.masks.span import Layout
+from sengi.masks.template import ChatTemplate, TimeLimit
 
 MASK_VERSION = 1  # raise it when the same conversation gives other ids or another mask
 COMPARED = 256  # of as many quick rows one goes the full way, too, and the first of each shape

@@ -8,8 +8,8 @@ import threading
 import pytest
 from templates import GRANITE3, LLAMA3, MISTRAL, PHI3, QWEN3, STYLES, byte_level, tokenizer_for
 
-from sengi.data.template import ChatTemplate, TimeLimit, prepare
 from sengi.errors import MaskError, ModelError
+from sengi.masks.template import ChatTemplate, TimeLimit, prepare
 
 TODAY = datetime.date.today()
 TOOL = {"type": "function", "function": {"name": "add", "description": "d", "parameters": {"b": 1, "a": 2}}}

@@ -1,7 +1,7 @@
 """A conversation's rendered text with the character positions of what is supervised, each of them proven.
 
-First the skeleton of the conversation's shape (`mask_skeleton`) is filled with its texts. Where the rendering
-differs from that, the template looks into the texts and each turn is found by itself (`mask_differences`).
+First the skeleton of the conversation's shape (`masks.skeleton`) is filled with its texts. Where the rendering
+differs from that, the template looks into the texts and each turn is found by itself (`masks.differences`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sengi.data.conversation import Conversation
-from sengi.data.mask_differences import Differences
-from sengi.data.mask_skeleton import Control, Skeleton, build
-from sengi.data.mask_slots import SENTINEL, fill, read_slot, sentinels, slot_paths
-from sengi.data.mask_span import Layout, Span, checked
-from sengi.data.template import ChatTemplate, Message, prepare
+from sengi.conversation import Conversation
 from sengi.errors import MaskError
+from sengi.masks.differences import Differences
+from sengi.masks.skeleton import Control, Skeleton, build
+from sengi.masks.slots import SENTINEL, fill, read_slot, sentinels, slot_paths
+from sengi.masks.span import Layout, Span, checked
+from sengi.masks.template import ChatTemplate, Message, prepare
 
 NEVER_OPENED = ("system", "developer", "assistant")  # unmask supervises the text of other roles
 

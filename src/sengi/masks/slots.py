@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sengi.data.template import Message
+from sengi.masks.template import Message
 
 Path = tuple[Any, ...]
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: no template looks for them, none trims them

@@ -1,4 +1,4 @@
-"""What a value in a chat template can be: the half of `mask_flow` that walks expressions and conditions.
+"""What a value in a chat template can be: the half of `masks.flow` that walks expressions and conditions.
 
 Variables are followed by name, without regard to order or branch, so a value is at least what is said of it.
 """

@@ -3,7 +3,7 @@
 ``ChatTemplate.render`` gives the same text as ``tokenizer.apply_chat_template(..., tokenize=False)``: the same
 Jinja environment (transformers' own sandbox), the same variables, the same clean-up of messages. Three things
 are added. A template is untrusted code, so a probe renders it first in a child process with limits on CPU time
-and memory (`mask_probe`), every later render has a time limit and a length limit, and today's date is frozen.
+and memory (`masks.probe`), every later render has a time limit and a length limit, and today's date is frozen.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import jinja2
 from transformers.utils import chat_template_utils
 
-from sengi.data.mask_probe import MAX_RENDERED_CHARS, probe_template
-from sengi.errors import MaskError, ModelError
+from sengi.errors import MaskError, ModelError, one_line
+from sengi.masks.probe import MAX_RENDERED_CHARS, probe_template
 
 Message = dict[str, Any]
 
@@ -204,11 +204,6 @@ def _prompt_reads_messages(syntax: jinja2.nodes.Template) -> bool:
         ):
             return True
     return False
-
-
-def one_line(error: BaseException) -> str:
-    """The error's text on one line, at most 300 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def _render_error(error: Exception) -> MaskError:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
-from sengi.data.mask_place import place
-from sengi.data.mask_span import Layout, Span
 from sengi.errors import MaskError
+from sengi.masks.place import place
+from sengi.masks.span import Layout, Span
 
 _PRIVATE = 0xF0000  # plane 15: 65,534 private-use characters, one for each control token
 _CUT = chr(0x10FFFD)

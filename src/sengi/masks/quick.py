@@ -1,12 +1,12 @@
 """Plain conversations without running the template: the shape's text is filled in, its tokens are counted off.
 
-Where `mask_flow` proves that the template only copies texts, all conversations of one shape (the roles, in order)
+Where `masks.flow` proves that the template only copies texts, all conversations of one shape (the roles, in order)
 are the same text around their messages. That text, and how each message is stripped, is learned once per shape
 from renderings with sentinels. In the tokens, every control token of the template stands at its place in a known
 order, so headers, answers and closing tokens are found by counting control tokens, for a whole batch at once.
 
 What is not plain, holds a guard or a control token's text, or comes out with other tokens than foreseen, is left to
-the full way (`mask_layout`, `mask_encode`); `Masker` compares both ways on a sample of rows.
+the full way (`masks.layout`, `masks.encode`); `Masker` compares both ways on a sample of rows.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.data.conversation import Conversation
-from sengi.data.mask_flow import content_guards
-from sengi.data.mask_layout import LayoutMaker
-from sengi.data.mask_skeleton import Control, Mark, Piece, Skeleton
-from sengi.data.mask_slots import sentinels, slot_paths, with_slots
-from sengi.data.template import MAX_RENDERED_CHARS, ChatTemplate
+from sengi.conversation import Conversation
 from sengi.errors import MaskError
+from sengi.masks.flow import content_guards
+from sengi.masks.layout import LayoutMaker
+from sengi.masks.skeleton import Control, Mark, Piece, Skeleton
+from sengi.masks.slots import sentinels, slot_paths, with_slots
+from sengi.masks.template import MAX_RENDERED_CHARS, ChatTemplate
 
 _MAX_SHAPES = 4096
 _PAD = "\n \u3000\n"  # tells a strip of all white space from one of new lines and from none

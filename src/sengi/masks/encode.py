@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from sengi.data.conversation import Sample
-from sengi.data.mask_place import place
-from sengi.data.mask_span import Layout
-from sengi.data.mask_twin import Twin, refuse_reserved
-from sengi.data.word_memo import WordMemo, can_cut, ids_of
+from sengi.conversation import Sample
 from sengi.errors import MaskError
+from sengi.masks.place import place
+from sengi.masks.span import Layout
+from sengi.masks.twin import Twin, refuse_reserved
+from sengi.masks.word_memo import WordMemo, can_cut, ids_of
 
 _MAX_HEADERS = 10_000
 

@@ -9,7 +9,7 @@ import pytest
 from templates import REPARSES, STYLES
 from transformers.utils import chat_template_utils
 
-from sengi.data.mask_flow import content_guards
+from sengi.masks.flow import content_guards
 
 SHARED = Path(__file__).parents[2] / "../shared/tokenizers"
 

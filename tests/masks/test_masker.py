@@ -25,9 +25,9 @@ from templates import (
     tokenizer_for,
 )
 
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.masks import Masker
+from sengi.conversation import Conversation, Sample
 from sengi.errors import MaskError, ModelError
+from sengi.masks.masker import Masker
 
 SHARED = Path(__file__).parents[2] / "../shared/tokenizers"
 BACKENDS = {"bytes": byte_level, "spaces": metaspace}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from sengi.data.mask_skeleton import Control
-from sengi.data.template import ChatTemplate
 from sengi.errors import MaskError, ModelError
+from sengi.masks.skeleton import Control
+from sengi.masks.template import ChatTemplate
 
 _USER, _ASSISTANT = {"role": "user", "content": "\ue000u\ue001"}, {"role": "assistant", "content": "\ue000a\ue001"}
 _PLAIN_TURN = re.compile("\ue000a\ue001(.*)", re.DOTALL)

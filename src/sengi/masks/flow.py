@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from jinja2 import nodes
 
-from sengi.data.mask_values import CLEAN, CONSTANT, MESSAGE, MESSAGES, NAMESPACE, TEXT, TEXTS, NotProven, Values, refuse
+from sengi.masks.values import CLEAN, CONSTANT, MESSAGE, MESSAGES, NAMESPACE, TEXT, TEXTS, NotProven, Values, refuse
 
 
 def content_guards(syntax: nodes.Template) -> tuple[str, ...] | None:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.mask_span import Layout
+from sengi.conversation import Conversation, Sample
 from sengi.errors import MaskError
+from sengi.masks.span import Layout
 
 if TYPE_CHECKING:
-    from sengi.data.mask_quick import Shape
+    from sengi.masks.quick import Shape
 
 
 class QuickMismatch(Exception):

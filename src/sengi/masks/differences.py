@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sengi.data.mask_skeleton import Control, blocks_of_turn
-from sengi.data.mask_slots import Slot, read_slot, slot_paths, with_slots
-from sengi.data.mask_span import Layout, Span, checked
-from sengi.data.template import ChatTemplate, Message
 from sengi.errors import MaskError
+from sengi.masks.skeleton import Control, blocks_of_turn
+from sengi.masks.slots import Slot, read_slot, slot_paths, with_slots
+from sengi.masks.span import Layout, Span, checked
+from sengi.masks.template import ChatTemplate, Message
 
 _MARK = "\ue000mark\ue001"
 

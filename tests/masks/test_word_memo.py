@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.data.templates import SPECIAL, byte_level, metaspace
+from tests.masks.templates import SPECIAL, byte_level, metaspace
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from sengi.data import word_memo
-from sengi.data.word_memo import WordMemo, can_cut
+from sengi.masks import word_memo
+from sengi.masks.word_memo import WordMemo, can_cut
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)

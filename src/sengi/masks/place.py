@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from sengi.data.mask_span import Span
+from sengi.masks.span import Span
 
 
 def place(
