@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install test test-slow lint bench demo clean
+.PHONY: install test test-slow lint bench bench-peers demo clean
 
 install: $(VENV)/.installed
 
@@ -38,5 +38,9 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks
 
+# The trainers that `python -m benchmarks.throughput` compares with, in .venv-peers
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers install
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-peers build dist

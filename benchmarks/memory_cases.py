@@ -74,7 +74,7 @@ def write_files(case: Case, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from benchmarks.small_model import CHATML, SPECIAL
-    from sengi.model.load import save_tokenizer
+    from sengi.model.tokenizer_files import save_tokenizer
 
     alphabet = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     core = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(alphabet)}, merges=[]))

@@ -31,11 +31,12 @@ def real_lengths(files: Sequence[str], model: str) -> Int64s:
     """Lengths of the conversations in ``files`` as training would see them, ``SAMPLES`` of them, drawn again."""
     from sengi.data.store import StoreOptions
     from sengi.data.store_build import open_store
+    from sengi.model.load import load_tokenizer
     from sengi.model.resolve import resolve_model
     from sengi.recipe import DataEntry
 
     entries = [DataEntry(path=file) for file in files]
-    store = open_store(entries, resolve_model(model), StoreOptions(LONGEST, "drop"))
+    store = open_store(entries, load_tokenizer(resolve_model(model)), StoreOptions(LONGEST, "drop"))
     return np.random.default_rng(0).choice(np.asarray(store.lengths, dtype=np.int64), SAMPLES)
 
 

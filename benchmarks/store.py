@@ -53,7 +53,7 @@ def compare(name: str, files: Sequence[Path], model: Path, cores: int, repeats: 
     def build() -> None:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["SENGI_CACHE"] = cache
-            store = open_store(entries, model, OPTIONS, workers=cores)
+            store = open_store(entries, tokenizer, OPTIONS, workers=cores)
             assert len(store) == len(texts)  # the same work on both sides
 
     sides: dict[str, Callable[[], Any]] = {

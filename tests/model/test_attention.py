@@ -81,6 +81,52 @@ def test_equals_a_dense_mask(
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.sampled_from([None, 1, 3, 8]),
+    st.sampled_from([None, 0.7]),
+    st.sampled_from([(4, 4), (4, 2)]),
+)
+def test_shared_tokens_equal_documents_laid_out_whole(
+    shared: int, rest: list[int], window: int | None, cap: float | None, heads: tuple[int, int]
+) -> None:
+    q, k, v = (x.requires_grad_() for x in qkv(shared + sum(rest), *heads))
+    # the same tokens once more for every document, the shared ones in front
+    starts = [shared + sum(rest[:n]) for n in range(len(rest))]
+    keys = [torch.arange(shared)]
+    keys += [torch.cat([keys[0], torch.arange(a, a + n)]) for a, n in zip(starts, rest, strict=True)]
+    whole = bounds_of([shared, *(shared + n for n in rest)])
+    spread = torch.cat(keys)
+    ours, _ = document_attention(
+        MODULE,
+        q,
+        k,
+        v,
+        None,
+        cu_seq_lens_q=bounds_of([shared, *rest]),
+        cu_seq_lens_k=whole,
+        max_length_q=shared + max(rest),
+        shared_tokens=shared,
+        shared_keys=spread,
+        sliding_window=window,
+        softcap=cap,
+    )
+    kept = torch.cat([torch.arange(a, b) for a, b in zip(whole.tolist(), whole.tolist()[1:], strict=False)][:1])
+    own = [torch.arange(int(b) - n, int(b)) for b, n in zip(whole[2:], rest, strict=True)]
+    laid_out = dense(*(x.index_select(2, spread) for x in (q, k, v)), whole, None, window, cap)
+    theirs = laid_out.index_select(1, torch.cat([kept, *own])).float()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    along = torch.randn_like(theirs)
+    for one, two in zip(
+        torch.autograd.grad((ours * along).sum(), (q, k, v)),
+        torch.autograd.grad((theirs * along).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
 def call(**changes: Any) -> None:
     q, k, v = qkv(5)
     values: dict[str, Any] = {
@@ -183,9 +229,10 @@ def test_the_kernel_is_asked_for_the_same_in_every_version(
     bounds = bounds_of([6, 5])
     if version is torch_2_10 and window is not None:
         with pytest.raises(ValueError, match=f"sliding-window attention of {window} tokens needs torch 2.11"):
-            attention._varlen(q, k, v, bounds, 6, scale, window)
+            attention._varlen(q, k, v, (bounds, bounds), 6, scale, window)
         return
-    ours = attention._varlen(q, k, v, bounds.to(torch.int64), 6, scale, window)
+    wide = bounds.to(torch.int64)
+    ours = attention._varlen(q, k, v, (wide, wide), 6, scale, window)
     torch.testing.assert_close(ours, dense(q, k, v, bounds, scale, window, None).float(), rtol=1e-5, atol=1e-5)
     assert seen[-1] == {"longest": (6, 6)}
 
@@ -237,3 +284,17 @@ def test_a_gpu_without_the_kernel_gives_the_same(kind: dict[str, Any]) -> None:
     tolerance = 1e-4 if kind["dtype"] == torch.float32 else 2e-2
     expected = dense(q, k, v, bounds, None, None, cap)
     torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.cuda
+def test_shared_keys_in_the_real_kernel() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    q, k, v = qkv(20, 4, 2, size=64, device="cuda", dtype=torch.bfloat16)
+    keys = torch.tensor([*range(5), *range(5), *range(5, 9), *range(5), *range(9, 20)]).cuda()
+    whole = bounds_of([5, 9, 16]).cuda()
+    bounds = {"cu_seq_lens_q": bounds_of([5, 4, 11]).cuda(), "cu_seq_lens_k": whole, "max_length_q": 16}
+    ours, _ = document_attention(MODULE, q, k, v, None, **bounds, shared_tokens=5, shared_keys=keys)
+    laid_out = dense(*(x.index_select(2, keys) for x in (q, k, v)), whole, None, None, None)
+    own = torch.tensor([*range(5), *range(10, 14), *range(19, 30)]).cuda()
+    torch.testing.assert_close(ours.double(), laid_out.index_select(1, own), rtol=2e-2, atol=2e-2)

@@ -8,7 +8,7 @@ import torch
 from tests.model.families import FAMILIES, VOCAB, family
 from torch import Tensor
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.data.packs import Pack, make_pack
 from sengi.model.checkpointing import DIALS, Dial, checkpoint_layers, transformer_layers
 from sengi.model.live_bytes import LiveBytes

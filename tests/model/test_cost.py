@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.model import cost as module
 from sengi.model.cost import ModelCost, available_memory, best_dtype, model_cost, peak_flops

@@ -9,7 +9,7 @@ import torch
 from tests.model.families import FAMILIES, VOCAB, family, small_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.model.checkpointing import DIALS, checkpoint_layers, transformer_layers
 from sengi.model.live_bytes import FEW, LiveBytes, _few, _pack, _period, trace_micro_batch, trace_model

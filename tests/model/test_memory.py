@@ -107,6 +107,15 @@ def test_a_frozen_base_has_neither_gradients_nor_moments() -> None:
     assert found.parts["optimizer"] == 800_000
 
 
+# Rule: quantized weights are whole on every rank, so more ranks do not make them smaller, and nobody gathers them.
+def test_quantized_weights_are_not_shared() -> None:
+    sizes = replace(SIZES, trained=800_000, frozen_bytes=8_000_000, parameters=10_800_000, whole_bytes=4_000_000)
+    one, two = forecast(sizes, later=1.0), forecast(sizes, later=1.0, sharing=Sharing(2))
+    assert one.parts["weights"] == 4_000_000 + 8_000_000 + 3_200_000
+    assert two.parts["weights"] == 4_000_000 + (8_000_000 + 3_200_000) // 2
+    assert two.parts["gathered weights"] == 4 * (2_000_000 + 3 * 100_000)
+
+
 def test_ranks_share_what_fsdp_splits() -> None:
     one, two = forecast(later=1.0), forecast(later=1.0, sharing=Sharing(2))
     assert two.parts["weights"] == one.parts["weights"] // 2

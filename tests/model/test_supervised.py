@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.errors import ModelError
+from sengi.model import supervised as module
 from sengi.model.attention import generation_mode
 from sengi.model.supervised import SupervisedModel, prepare
 
@@ -122,6 +123,36 @@ def test_packed_equals_one_by_one(name: str, samples: list[Sample]) -> None:
     check_packed_equals_one_by_one(prepared(name), eager(name), samples)
 
 
+def begin_alike(samples: list[Sample], tokens: int = 6) -> list[Sample]:
+    """The same samples behind a beginning in common that nothing is learned of."""
+    rng = np.random.default_rng(7)
+    front = rng.integers(3, VOCAB, tokens).astype(np.int32)
+    return [
+        Sample(np.concatenate([front, s.input_ids]), np.concatenate([np.zeros(tokens, np.uint8), s.loss_mask]))
+        for s in samples
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_lean_pack_has_the_loss_and_the_gradients_of_a_whole_one(name: str) -> None:
+    model = prepared(name)
+    samples = begin_alike(some_documents((7, 1, 12, 3, 3 * WINDOW)))
+    found = []
+    for lean in (False, True):
+        pack = make_pack(samples, lean)
+        assert (pack.shared >= 5) == lean  # one more where no first token behind it is a target
+        model.zero_grad()
+        loss, nll = model(pack, torch.linspace(0.5, 1.5, len(pack.targets)))
+        loss.backward()
+        found.append((loss.detach(), nll, gradients(model)))
+    (loss, nll, grads), (lean_loss, lean_nll, lean_grads) = found
+    torch.testing.assert_close(lean_loss, loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lean_nll, nll, rtol=1e-4, atol=1e-5)
+    assert lean_grads.keys() == grads.keys()
+    for key, grad in grads.items():
+        torch.testing.assert_close(lean_grads[key], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()) + 1e-7)
+
+
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(FAMILIES)), documents(), st.data())
 def test_changing_a_document_never_changes_another(name: str, samples: list[Sample], data: st.DataObject) -> None:
@@ -168,6 +199,15 @@ def test_families_without_an_attention_function_run_one_document_a_call() -> Non
     model = prepare(lm)
     assert not model.padding_free
     check_packed_equals_one_by_one(model, reference, some_documents())
+
+
+def test_a_family_that_would_compute_lean_packs_differently_runs_one_document_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_lean_and_whole", lambda model, device: (torch.zeros(2), torch.ones(2)))
+    model = prepare(copy.deepcopy(family("llama")))
+    assert not model.padding_free
+    check_packed_equals_one_by_one(model, eager("llama"), some_documents())
 
 
 class OddLlama(LlamaForCausalLM):

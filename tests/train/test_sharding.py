@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.model.tiny_folder import write_tiny_folder
 from tests.train.memory_run import ALONE, small_recipe
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from sengi.errors import RecipeError
-from sengi.model.supervised import SupervisedModel
+from sengi.model import lora
+from sengi.model.supervised import SupervisedModel, prepare
 from sengi.train import sharding
 from sengi.train.distributed import World
 from sengi.train.sharding import reduce_gradients, reduces_each_micro_batch, shard, transformer_layers
@@ -79,6 +85,28 @@ def test_what_a_micro_batch_sends(last: bool, each: bool, scatters: bool, reduce
     reduce_gradients(Sharded(), last, each)  # type: ignore[arg-type]
     assert said == {"scatters": scatters, "reduces": reduces}
     reduce_gradients(nn.Linear(1, 1), last, each)  # not sharded: nothing to say
+
+
+# Rule: 4-bit weights stay as bitsandbytes made them; all else is split. Scales lie beside them, and a split half of the
+# bytes would be multiplied out with the scales of the whole.
+def test_quantized_weights_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    recipe = small_recipe(use_peft=True, load_in_4bit=True, lora_r=2)
+    with warnings.catch_warnings(action="ignore"):
+        lm = lora.load_frozen(write_tiny_folder(tmp_path / "base"), recipe)
+        lora.add_adapter(lm, recipe)
+    model = prepare(lm)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(sharding, "_mesh", lambda *_: init_device_mesh("cpu", (1,)))
+        shard(model, Told(0, 2, CPU), recipe)
+        kinds = {name: isinstance(parameter, DTensor) for name, parameter in model.named_parameters()}
+    finally:
+        torch.distributed.destroy_process_group()
+    quantized = {name for name in kinds if name.endswith("proj.base_layer.weight")}
+    assert len(quantized) == 14
+    assert {name for name, split in kinds.items() if not split} == quantized
+    assert all(hasattr(model.get_parameter(name), "quant_state") for name in quantized)
 
 
 def test_the_layers_are_the_longest_list() -> None:

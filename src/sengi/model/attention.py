@@ -33,18 +33,27 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
+    shared_tokens: int = 0,
+    shared_keys: Tensor | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document of a pack.
 
+    A pack may begin with tokens that all documents share (:mod:`sengi.data.packs`): they are the first document, and
+    each of the others sees them before its own.
+
     Args:
         query: (1, H, T, D); ``key`` and ``value``: (1, K, T, D) with H a multiple of K.
         attention_mask: must be None.
         cu_seq_lens_q: int32 (documents + 1,), the first token of each document and T at the end.
-        max_length_q: tokens of the longest document.
+        cu_seq_lens_k: the same for the keys, shared ones counted in each document.
+        max_length_q: tokens of the longest document, shared ones included.
+        shared_tokens: tokens that the documents share, or 0.
+        shared_keys: int64, for each place in ``cu_seq_lens_k`` the token whose key it is; None without shared tokens.
         sliding_window: tokens each token sees, itself included; None for all before it.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
 
@@ -66,18 +75,31 @@ def document_attention(
         raise ValueError("attention sinks (s_aux) are not supported by padding-free attention")
     window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
-        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
-    bounds = cu_seq_lens_q.tolist()
-    pieces = [
-        _one_document(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, window, softcap)
-        for a, b in itertools.pairwise(bounds)
-    ]
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+        if shared_keys is not None:
+            key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
+        bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
+        return _varlen(query, key, value, bounds, max_length_q, scaling, window), None
+    # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one concatenation,
+    # that of every slice a tensor as long as the pack.
+    lengths = [b - a for a, b in itertools.pairwise(cu_seq_lens_q.tolist())]
+    split = [list(x.transpose(1, 2).split(lengths, dim=1)) for x in (query, key, value)]
+    if shared_tokens:
+        split = [[first, *(torch.cat([first, own], dim=1) for own in rest)] for first, *rest in split]
+    pieces = [_one_document(q, k, v, scaling, window, softcap) for q, k, v in zip(*split, strict=True)]
+    if shared_tokens:
+        pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
+    return torch.cat(pieces, dim=1), None
 
 
 def _one_document(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
+    """Causal attention of (1, L, heads, D) each; (1, L, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return _causal(q, k, v, scale, window, softcap).transpose(1, 2)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None) -> Tensor:
     length = q.shape[2]
     if softcap is None and (window is None or window >= length):
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -94,9 +116,18 @@ def _one_document(
 
 
 def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    longest: int,
+    scale: float | None,
+    window: int | None,
 ) -> Tensor:
-    """FlashAttention's variable-length kernel as bundled with torch; its signature grew over the versions."""
+    """FlashAttention's variable-length kernel as bundled with torch; its signature grew over the versions.
+
+    Where a document has more keys than queries, its last query sees its last key: the shared ones come before.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters
@@ -117,8 +148,8 @@ def _varlen(
     elif repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))  # (T, heads, D)
-    bounds = bounds.to(torch.int32)
-    result = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
+    bounds_q, bounds_k = (x.to(torch.int32) for x in bounds)
+    result = varlen_attn(q, k, v, bounds_q, bounds_k, longest, longest, **options)
     assert isinstance(result, Tensor)  # a tuple only when auxiliary outputs are asked for
     return result.unsqueeze(0)
 

@@ -3,8 +3,9 @@
 Shapes: S supervised targets of a pack, E hidden size, V vocabulary.
 
 The gradient is formed in the forward pass, chunk by chunk, while the logits are at hand; nothing of size S x V
-is kept and nothing is computed twice. Weight gradients are summed in float32: summing them in bfloat16 biases
-training within dozens of steps (noted in TRL's source for its fused head).
+is kept and nothing is computed twice. A chunk's logits turn into their gradient in place, on a CPU as many rows at a
+time as its cache holds. Weight gradients are summed in float32: summing them in bfloat16 biases training within dozens
+of steps (noted in TRL's source for its fused head).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 1024  # targets at a time; smaller chunks cost time, larger ones memory (measured)
+BLOCK = 2**22  # logits at a time between the matrix products on a CPU: 16 MB, which its last cache holds
 
 
 @dataclass(frozen=True)
@@ -65,28 +67,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         matrix = weight.to(dtype)
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             rows = hidden[part].to(dtype)
-            logits = (rows @ matrix.t()).float()
-            logits = rule.apply(logits if bias is None else logits + bias.float())
-            wanted = targets[part, None]
-            log_total = logits.logsumexp(dim=1, keepdim=True)
-            nll[part] = (log_total - logits.gather(1, wanted))[:, 0]
-            if grad_hidden is None and grad_weight is None:
-                continue
-            grad = (logits - log_total).exp_()
-            grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
-            grad = rule.backward(grad * loss_weights[part, None], logits)
-            if grad_bias is not None:
-                grad_bias += grad.sum(dim=0)
-            grad = grad.to(dtype)
+            logits = rows @ matrix.t()
+            step = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
+            blocks = (x.split(step) for x in (logits, targets[part, None], loss_weights[part, None], nll[part]))
+            for block, wanted, weights, losses in zip(*blocks, strict=True):
+                scores = rule.apply(block.float() if bias is None else block.float() + bias.float())
+                log_total = scores.logsumexp(dim=1, keepdim=True)
+                losses.copy_((log_total - scores.gather(1, wanted))[:, 0])
+                if not (need_hidden or need_weight):
+                    continue
+                grad = (scores - log_total).exp_()
+                grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
+                grad = rule.backward(grad.mul_(weights), scores)
+                if grad_bias is not None:
+                    grad_bias += grad.sum(dim=0)
+                block.copy_(grad)
             if grad_hidden is not None:
-                grad_hidden[part] = (grad @ matrix).to(grad_hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += grad.t() @ rows
+                grad_hidden[part] = logits @ matrix
+            if need_weight and grad_weight is None:
+                grad_weight = (logits.t() @ rows).float()
+            elif grad_weight is not None and dtype == grad_weight.dtype:
+                grad_weight.addmm_(logits.t(), rows)  # in place: a product of its own is as large as the head
+            elif grad_weight is not None:
+                grad_weight += logits.t() @ rows
+        if need_weight and grad_weight is None:  # no targets at all
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(nll)
@@ -94,8 +104,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        scaled = [None if g is None else g * grads[0] for g in (grad_hidden, grad_weight, grad_bias)]
+        scaled = [None if g is None else g.mul_(grads[0]) for g in ctx.saved_tensors]
         if scaled[1] is not None:
             scaled[1] = scaled[1].to(ctx.weight_dtype)
         return (*scaled, None, None, None, None)

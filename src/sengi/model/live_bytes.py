@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.data.packs import Pack, make_pack
 from sengi.model.attention import make_padding_free
 from sengi.model.checkpointing import Dial, checkpoint_layers, transformer_layers

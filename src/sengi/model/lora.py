@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sengi.errors import ModelError, RecipeError
+from sengi.errors import ModelError, RecipeError, class_and_text
 from sengi.model.adapters import CONFIG, import_peft, is_adapter
 from sengi.model.inspect import inspect_model_folder
-from sengi.model.load import load_model, one_line
+from sengi.model.load import load_model
 from sengi.recipe import Recipe
 
 NAME = "default"  # peft's name for the one adapter of a model; it is not part of the names in the file
@@ -121,7 +121,7 @@ def add_adapter(lm: PreTrainedModel, recipe: Recipe) -> Any:
     except Exception as error:  # whatever peft raises for a layer that it has no adapter for
         raise RecipeError(
             f"lora_target_modules: {', '.join(targets)} of {type(lm).__name__} cannot have adapters "
-            f"({one_line(error)}); name others"
+            f"({class_and_text(error)}); name others"
         ) from error
     for parameter in lm.parameters():
         if parameter.requires_grad:  # peft takes the type of the layer beside it

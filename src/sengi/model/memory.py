@@ -41,10 +41,11 @@ class ModelSizes:
 
     Attributes:
         trained: parameters with a gradient, held in float32.
-        frozen_bytes: memory of the others.
+        frozen_bytes: memory of the others, as far as they are split over processes.
         parameters: all of them.
         layer: parameters of one of the ``layers`` transformer layers, trained or not; ``outside`` those outside.
         state_bytes: of the optimizer for each trained parameter.
+        whole_bytes: memory of frozen weights that every process holds whole: quantized layers.
     """
 
     trained: int
@@ -54,6 +55,7 @@ class ModelSizes:
     layer: int
     outside: int
     state_bytes: float
+    whole_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,14 @@ def forecast_memory(
     weights, shards = 4 * sizes.trained + sizes.frozen_bytes, sharing.shards
     static = {
         "process": resident + LATER if cpu else 0,
-        "weights": weights // shards,
+        "weights": weights // shards + sizes.whole_bytes,
         "optimizer": state // shards,
     }
     moments = _moments(sizes, largest, later, sharing, held=cpu)
     moment, moving = max(moments.items(), key=lambda item: sum(item[1].values()))
     parts = static | moving
     if cpu:
-        gathered = 0 if sharing.shards == 1 or sharing.kept else 4 * sizes.layers * sizes.layer
+        gathered = 0 if sharing.shards == 1 or sharing.kept else 4 * sizes.layers * _split_of_layer(sizes)
         parts["allocator"] = int(HELD_KEPT * largest.saved + HELD_AGAIN * again + HELD_GATHERED * gathered)
     else:
         parts["allocator"] = int(HELD_CUDA * sum(moving.values()))
@@ -190,9 +192,15 @@ def _gathered(sizes: ModelSizes, sharing: Sharing) -> int:
     """Whole weights on a rank: those outside of layers from forward to backward, a layer, the next and a buffer."""
     if sharing.shards == 1:
         return 0
-    each = 4 if not sizes.frozen_bytes else sizes.frozen_bytes / max(1, sizes.parameters - sizes.trained)
+    in_float32 = not sizes.frozen_bytes or sizes.whole_bytes
+    each = 4 if in_float32 else sizes.frozen_bytes / max(1, sizes.parameters - sizes.trained)
     layers = sizes.layers if sharing.kept else min(3, sizes.layers)
-    return int(each * (sizes.outside + layers * sizes.layer))
+    return int(each * (sizes.outside + layers * _split_of_layer(sizes)))
+
+
+def _split_of_layer(sizes: ModelSizes) -> int:
+    """Parameters of a layer that are split over processes; beside quantized ones only the adapter's."""
+    return sizes.trained // sizes.layers if sizes.whole_bytes else sizes.layer
 
 
 def choose(

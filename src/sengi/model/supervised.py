@@ -1,7 +1,8 @@
 """A causal language model made ready for supervised fine-tuning: packs in, loss out.
 
 What a model family does between hidden state and logits, and whether its layers keep packed documents apart,
-is not taken on trust: :func:`prepare` tries both on two short documents before anything is trained.
+also where these begin alike, is not taken on trust: :func:`prepare` tries it on two short documents before anything is
+trained.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ class SupervisedModel(nn.Module):
                 position_ids=pack.position_ids,
                 use_cache=False,
                 cu_seq_lens_q=pack.bounds,
-                cu_seq_lens_k=pack.bounds,
+                cu_seq_lens_k=pack.key_bounds,
                 max_length_q=pack.longest,
                 max_length_k=pack.longest,
+                shared_tokens=pack.shared,
+                shared_keys=pack.keys,
             )
             return output.last_hidden_state[0]
         bounds = pack.bounds.tolist()
@@ -93,7 +96,8 @@ def prepare(
         if not torch.isfinite(expected).all():
             raise ModelError(f"{type(lm).__name__}: the loss of a short text is not finite; its weights are damaged")
         packed = _try_packed(lm, probe)
-        if packed is not None and _close(packed[1], expected) and not _leaks(packed[0], probe):
+        right = packed is not None and _close(packed[1], expected) and _close(*_lean_and_whole(packed[0], device))
+        if packed is not None and right and not _leaks(packed[0], probe):
             if autocast is not None:
                 with torch.autocast(device.type, autocast):
                     if _leaks(packed[0], probe):
@@ -117,7 +121,7 @@ def _probe_pack(vocab_size: int) -> Pack:
     """Two documents of 5 and 7 tokens, every token after the first a target."""
     import numpy as np
 
-    from sengi.data.conversation import Sample
+    from sengi.conversation import Sample
     from sengi.data.packs import make_pack
 
     ids = (np.arange(12, dtype=np.int64) * 7919 + 11) % max(2, min(vocab_size, 30_000))
@@ -143,6 +147,22 @@ def _try_packed(lm: PreTrainedModel, pack: Pack) -> tuple[SupervisedModel, Tenso
         return model, model(pack, torch.ones(len(pack.targets), device=pack.targets.device))[1]
     except (ValueError, TypeError, NotImplementedError):
         return None  # this family does not take an attention function: one document at a time then
+
+
+def _lean_and_whole(model: SupervisedModel, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Losses of two documents that begin alike, in a lean pack and whole."""
+    import numpy as np
+
+    from sengi.conversation import Sample
+    from sengi.data.packs import make_pack
+
+    ids = (np.arange(9, dtype=np.int32) * 31 + 7) % max(2, min(model.lm.config.get_text_config().vocab_size, 30_000))
+    mask = (np.arange(7) > 3).astype(np.uint8)
+    samples = [Sample(ids[:7], mask), Sample(np.concatenate([ids[:3], ids[5:]]), mask)]
+    lean, whole = (make_pack(samples, lean=flag).to(device) for flag in (True, False))
+    assert lean.shared == 3
+    first, second = (model(pack, torch.ones(len(pack.targets), device=device))[1] for pack in (lean, whole))
+    return first, second
 
 
 def _leaks(model: SupervisedModel, pack: Pack) -> bool:

@@ -10,12 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from sengi.data.packing import pack_step
-from sengi.data.plan import StepPlan
+from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.model.checkpointing import Dial
 from sengi.model.cost import ModelCost, available_memory
@@ -53,7 +52,7 @@ def fit(
     recipe: Recipe,
     folder: Path,
     store: TokenStore,
-    steps: StepPlan,
+    steps: RunOrder,
     cost: ModelCost,
     dtype: torch.dtype,
     world: World,
@@ -127,7 +126,7 @@ class Forecaster:
         recipe: Recipe,
         folder: Path,
         store: TokenStore,
-        steps: StepPlan,
+        steps: RunOrder,
         cost: ModelCost,
         dtype: torch.dtype,
         world: World,
@@ -165,8 +164,8 @@ class Forecaster:
         budget = max(budget, int(store.lengths.max()))  # the plan refuses one that is smaller
         largest: tuple[int, list[int], int] = (0, [], 0)
         later = 0
-        for number in np.unique(np.linspace(1, steps.num_steps, min(LOOK_AT, steps.num_steps)).astype(int)):
-            samples = steps.step_samples(int(number))
+        for number in steps.some_steps(LOOK_AT):
+            samples = steps.step_samples(number)
             packs = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost)
             for rank in packs.ranks:
                 for turn, members in enumerate(samples[pack] for pack in rank if len(pack)):
@@ -199,8 +198,9 @@ class Forecaster:
 
     def _sizes(self) -> ModelSizes:
         cost, layers = self.cost, int(self.config.get_text_config().num_hidden_layers)
-        each = FOUR_BIT_BYTES if self.recipe.load_in_4bit else self.autocast.itemsize if self.autocast else 4
-        frozen = int(cost.linear * each) + 4 * (cost.parameters - cost.linear) if cost.adapter else 0
+        linear = cost.linear * (self.autocast.itemsize if self.autocast else 4)
+        whole = int(cost.linear * FOUR_BIT_BYTES) if self.recipe.load_in_4bit else 0
+        frozen = (0 if whole else linear) + 4 * (cost.parameters - cost.linear) if cost.adapter else 0
         return ModelSizes(
             trained=cost.trained,
             frozen_bytes=frozen,
@@ -209,6 +209,7 @@ class Forecaster:
             layer=cost.linear // layers,
             outside=cost.parameters - cost.linear,
             state_bytes=STATE_BYTES[self.recipe.optim],
+            whole_bytes=whole,
         )
 
 

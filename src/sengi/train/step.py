@@ -34,8 +34,9 @@ class StepResult:
     """What a step measured: loss in nats, gradient norm before clipping, seconds spent waiting for data.
 
     ``half_grad_norm`` is the norm of the mean gradient of the first half of the micro-batches and ``half_share`` their
-    share of the step's weight: two norms of one step tell signal from noise (study/noise.py). None with one
-    micro-batch, and on several ranks, where gradients of single ranks are gone before they could be measured.
+    share of the step's weight: two norms of one step tell signal from noise (statistics/gradient_noise.py). None with
+    one micro-batch, and on several ranks, where gradients of single ranks are gone before they could be measured.
+    ``computed_tokens`` are those that went through the layers, on all ranks: fewer than the step's, as packs are lean.
     """
 
     loss: float
@@ -43,6 +44,7 @@ class StepResult:
     data_seconds: float
     half_grad_norm: float | None = None
     half_share: float | None = None
+    computed_tokens: int = 0
 
 
 def target_weights(pack: Pack, reduction: str, step_targets: int, step_samples: int) -> Tensor:
@@ -90,7 +92,7 @@ def run_step(
     """
     guard = guard or MemoryGuard(model, world)
     step_targets = int(store.supervised[samples].sum())
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    total = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss and computed tokens
     optimizer.zero_grad(set_to_none=True)
     data_seconds = 0.0
     mine = packs.ranks[world.rank]
@@ -98,26 +100,31 @@ def run_step(
     share, half_share, half_norm = 0.0, 0.0, None
     work = partial(_forward_backward, model, world, autocast)
     idle = partial(work, make_pack([]).to(world.device), torch.zeros(0, device=world.device))
+    lean = bool(getattr(model, "padding_free", False))  # else each document is a call of its own
     for number, members in enumerate(mine):
         before_micro_batch(number, samples[members].tolist())
         started = time.perf_counter()
-        pack = make_pack(store.samples(samples[members]))
+        pack = make_pack(store.samples(samples[members]), lean)
         weights = target_weights(pack, recipe.loss_reduction, step_targets, len(samples))
         share += float(weights.double().sum())
         pack, weights = pack.to(world.device), weights.to(world.device)
         data_seconds += time.perf_counter() - started
         reduce_gradients(model, number == len(mine) - 1, reduce_each)
-        total += guard.micro_batch(partial(work, pack, weights), idle, (pack.input_ids.numel(), len(members)))
+        tokens = int(store.lengths[samples[members]].sum())
+        total[0] += guard.micro_batch(partial(work, pack, weights), idle, (tokens, len(members)))
+        total[1] += pack.input_ids.numel() if len(members) else 0
         if world.size == 1 and number + 1 == len(mine) // 2:
             half_norm, half_share = gradient_norm(parameters, world), share  # read at the end: no wait for the GPU
     if world.size > 1:
         guard.agree()
+    loss, computed = world.sum(total).tolist()
     result = StepResult(
-        float(world.sum(total)),
+        loss,
         float(gradient_norm(parameters, world)),
         data_seconds,
         float(half_norm) / half_share if half_norm is not None else None,
         half_share if half_norm is not None else None,
+        int(computed),
     )
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         optimizer.zero_grad(set_to_none=True)
