@@ -215,15 +215,10 @@ def test_bombs_are_refused_at_once(tmp_path: Path) -> None:
     assert time.perf_counter() - started < 20
 
 
-def test_presets_are_valid_and_say_their_evidence() -> None:
+def test_presets_are_named() -> None:  # what is in them: tests/presets/test_evidence.py
     assert {"lab", "lab-8k", "tulu"} <= set(preset_names())
-    for name in preset_names():
-        recipe = resolve_recipe(values={**VALUES, "preset": name}).recipe
-        for key, value in read_preset(name).items():
-            assert getattr(recipe, key) == value
-        lines = preset_text(name).splitlines()
-        assert "2412.13337" in lines[0]
-        assert all("#" in line for line in lines if line.strip())
+    assert read_preset("lab")["effective_batch_size"] == 3840
+    assert "2412.13337" in preset_text("lab").splitlines()[0]
     message = error_of(values={**VALUES, "preset": "../secrets"})
     assert "there is no preset '../secrets'" in message
 

@@ -9,33 +9,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
-PAPER = "arXiv 2412.13337"
+from sengi.recipe_parts import PAPER, Phases, Scheduler, Strict, check_warmup
+from sengi.recipe_parts import setting as _field
+
 # Schulman and Thinking Machines Lab, "LoRA Without Regret", 2025: over 14 Llama and Qwen models the best rate of LoRA
 # was 9.8 times that of full fine-tuning; Biderman et al., arXiv 2405.09673, figure S1, found the same factor
 REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
 LORA_LEARNING_RATE = 2e-4  # ten times the default of full fine-tuning
 LORA_KEYS = ("load_in_4bit", "lora_r", "lora_alpha", "lora_target_modules")  # mean nothing without use_peft
-
-
-def _field(default: Any, reason: str, **checks: Any) -> Any:
-    """A pydantic field whose default carries the reason for it."""
-    return Field(default, json_schema_extra={"reason": reason}, **checks)
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, values never change after validation, docstrings are the documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
-        asked = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and asked is not bool:  # pydantic would read true as the number 1
-            raise ValueError("this key takes no true or false")
-        return value
 
 
 class DataEntry(Strict):
@@ -56,7 +40,7 @@ class Recipe(Strict):
     model_name_or_path: str = Field(min_length=1)
     """Local folder of safetensors, hub id, GGUF file, or ``smollm2-135m``."""
     data: Annotated[list[DataEntry], Field(min_length=1)]
-    """Training data; all entries are stacked and shuffled together."""
+    """Training data; its entries are shuffled together, unless strategy is phased."""
     output_dir: str = Field(min_length=1)
     """Run folder: recipe, dynamics, checkpoints and report go here; a second call continues the run in it."""
     preset: str | None = _field(None, "no preset: the defaults below are the paper's")
@@ -66,16 +50,24 @@ class Recipe(Strict):
     """Samples (conversations) in one optimizer step, exactly, on any number of devices."""
     learning_rate: float = _field(2e-5, f"{PAPER}: best for Granite; 1e-6 was best for Mistral", gt=0, le=1)
     """Peak learning rate of AdamW; with use_peft the default is 2e-4."""
-    lr_scheduler_type: Literal["constant", "cosine", "linear"] = _field(
+    lr_scheduler_type: Scheduler = _field(
         "constant", f"{PAPER}: constant equals cosine within noise and needs no planned end"
     )
     """Shape of the rate after warm-up; cosine and linear fall to 0, reached one step after the last."""
     warmup_steps: float = _field(0, f"{PAPER}: 0, 25 and 100 warm-up steps scored alike", ge=0)
     """Optimizer steps over which the rate rises linearly from 0; below 1 it is a share of all steps."""
     num_train_epochs: int = _field(10, f"{PAPER}: the LAB configuration", ge=1, le=10_000)
-    """Times the data is seen."""
+    """Times the data is seen; in a phased run, each phase's own data."""
     max_steps: int | None = _field(None, "the epochs decide", ge=1)
-    """Optimizer steps after which the run ends, if earlier than the epochs."""
+    """Optimizer steps after which the run ends, if earlier than the epochs. Phases are all shortened alike."""
+    strategy: Literal["stacked", "phased"] = _field(
+        "stacked", f"{PAPER}: as good as phased or better, without checkpoints to choose between phases"
+    )
+    """``stacked``: all data is shuffled together; ``phased``: one phase after another, as ``phases`` says
+    (docs/phases.md)."""
+    phases: Phases | None = _field(None, "used by strategy: phased alone; then by the phase of the data")
+    """Which samples make which phase, and how one follows another: ``by``, ``at``, ``order``, ``replay``, ``select``,
+    ``optimizer``, ``settings``."""
 
     max_length: int = _field(4096, f"{PAPER}: the authors' training code", ge=8)
     """Tokens a sample may have."""
@@ -182,6 +174,9 @@ class Recipe(Strict):
     eval_process: Literal["same", "second"] = _field("same", "scores and training share no memory and no cores")
     """``same``: training waits while eval_tasks are scored; ``second``: a second process with fewer threads scores
     them while training goes on, with a copy of the model in memory beside it. Neither changes the training."""
+    on_alarm: Literal["warn", "stop"] = _field("warn", "an alarm is a rule of thumb; a person knows more of the run")
+    """What happens when the loss diverges or stands still early, or the gradient norm oscillates (docs/advice.md): a
+    warning, or the run saves its state and stops with exit code 3. Never changes the training."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     """Trackers that follow dynamics.jsonl; a failing tracker never stops a run."""
 
@@ -201,8 +196,8 @@ class Recipe(Strict):
         budget = self.max_tokens_per_device
         if isinstance(budget, int) and budget < 8:
             raise ValueError(f"max_tokens_per_device is {budget}, but a micro-batch needs at least 8 tokens; raise it")
-        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise ValueError(f"warmup_steps is {self.warmup_steps}: give whole steps, or a share below 1")
+        check_warmup(self.warmup_steps)
+        self._check_phases()
         if self.optim == "adamw_anyprecision" and self.adam_beta2 > 0.99:
             raise ValueError(
                 f"adam_beta2 is {self.adam_beta2}, but a bfloat16 second moment cannot follow steps of less than 1/256 "
@@ -212,6 +207,23 @@ class Recipe(Strict):
             if (value := getattr(self, key)) != Recipe.model_fields[key].default:
                 raise ValueError(f"{key} is {value}, but no adapter is trained; set use_peft: true or remove {key}")
         return self
+
+    def _check_phases(self) -> None:
+        if self.phases is not None and "strategy" not in self.model_fields_set:
+            raise ValueError("phases is given, but strategy is stacked, its default; set strategy: phased")
+        select = self.phasing.select
+        if select == "heldout_loss" and not self.eval_data:
+            raise ValueError("phases.select is heldout_loss, but there is no eval_data; add held-out conversations")
+        if select not in ("last", "heldout_loss") and not self.eval_tasks:
+            raise ValueError(
+                f"phases.select is '{select}', but there are no eval_tasks to score; add some, or set it to last or "
+                "heldout_loss"
+            )
+
+    @property
+    def phasing(self) -> Phases:
+        """The phases of a phased run; for a stacked one the defaults, which ask for nothing."""
+        return self.phases if self.phases is not None and self.strategy == "phased" else Phases()
 
     def warmup_count(self, total_steps: int) -> int:
         """Warm-up in optimizer steps for a run of ``total_steps``; a share is rounded up, as transformers does."""
@@ -223,14 +235,26 @@ def field_names() -> list[str]:
     return list(Recipe.model_fields)
 
 
+def documented_names() -> list[str]:
+    """Recipe keys with those inside ``phases``, as ``phases.by``."""
+    inside = {"phases": [f"phases.{name}" for name in Phases.model_fields]}
+    return [name for key in field_names() for name in (key, *inside.get(key, []))]
+
+
+def field_of(key: str) -> FieldInfo:
+    """The schema's entry of a key, or of one inside ``phases``."""
+    head, _, inside = key.partition(".")
+    return Phases.model_fields[inside] if inside else Recipe.model_fields[head]
+
+
 def default_reason(key: str, recipe: Recipe | None = None) -> str:
     """Why the default of ``key`` is what it is, in ``recipe`` if given; empty for keys without a stated reason."""
     if key == "learning_rate" and recipe is not None and recipe.use_peft:
         return f"{REGRET}: the best rate of LoRA is ten times that of full fine-tuning, {PAPER}'s 2e-5"
-    extra = Recipe.model_fields[key].json_schema_extra
+    extra = field_of(key).json_schema_extra
     return str(extra.get("reason", "")) if isinstance(extra, dict) else ""
 
 
 def description(key: str) -> str:
     """The sentence that documents ``key``."""
-    return " ".join((Recipe.model_fields[key].description or "").split())
+    return " ".join((field_of(key).description or "").split())

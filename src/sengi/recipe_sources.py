@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from sengi.errors import RecipeError
 from sengi.recipe import DataEntry, Recipe, default_reason, field_names
+from sengi.recipe_parts import Phases, PhaseSettings
 
 # Keys of other trainers that are left out on purpose, with the reason
 LEFT_OUT = {
@@ -69,11 +70,23 @@ class ResolvedRecipe:
         """The whole recipe as YAML, each value with its origin behind it; reading it back gives the same."""
         lines = ["# Resolved recipe: every key, with the place its value came from."]
         for key, value in self.recipe.model_dump(mode="json").items():
-            text = yaml.dump({key: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
-            first, *rest = text.rstrip("\n").split("\n")
+            first, *rest = dump_yaml({key: value}).rstrip("\n").split("\n")
             comment = f"  # {self.origins.get(key, 'default')}"
             lines += [first, *rest] if rest else [first + comment]
         return "\n".join(lines) + "\n"
+
+
+def dump_yaml(values: Mapping[str, Any], short: bool = False) -> str:
+    """Values as YAML that :func:`read_yaml` reads back as the same.
+
+    Args:
+        values: keys and values.
+        short: lists and mappings of single values on one line.
+    """
+    style = None if short else False
+    return yaml.dump(
+        dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=style
+    )
 
 
 def resolve_recipe(
@@ -196,7 +209,7 @@ def _apply_override(merged: dict[str, Any], origins: dict[str, str], item: str) 
         merged[head] = value
         return
     _refuse_unknown({head: None}, origins, field_names(), "")
-    target = merged.setdefault(head, [])
+    target = merged.setdefault(head, {} if head == "phases" else [])
     try:
         for part in rest[:-1]:
             target = target[int(part)] if isinstance(target, list) else target[part]
@@ -220,6 +233,13 @@ def _refuse_unknown(values: Mapping[str, Any], origins: Mapping[str, str], known
         for number, entry in enumerate(entries if isinstance(entries, list) else ()):
             if isinstance(entry, Mapping):
                 _refuse_unknown(entry, {}, list(DataEntry.model_fields), f"{where} entry {number + 1}")
+    if isinstance(phases := values.get("phases"), Mapping):
+        where = f"{origins['phases']}: phases" if "phases" in origins else "phases"
+        _refuse_unknown(phases, {}, list(Phases.model_fields), where)
+        own = phases.get("settings")
+        for name, part in own.items() if isinstance(own, Mapping) else ():
+            if isinstance(part, Mapping):
+                _refuse_unknown(part, {}, list(PhaseSettings.model_fields), f"{where}.settings.{name}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -260,4 +280,5 @@ def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     reason = default_reason(head) if head in Recipe.model_fields else ""
     default = Recipe.model_fields[head].default if head in Recipe.model_fields else None
     cure = f"; the default is {default} ({reason})" if reason else "; see 'sengi recipe schema'"
+    cure = "; see docs/phases.md" if head == "phases" else cure
     return f"{place}: {message}{got}{origin}{cure}" if place else f"{message}{origin}"

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sengi.conversation import Conversation, Sample
 from sengi.data.check import check_data
 from sengi.data.check_report import CheckReport, summarize_lengths
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.masks import Masker
 from sengi.data.overlap import COMMON, NGRAM, OverlapIndex, TextBatch
 from sengi.data.packing import pack_lengths
 from sengi.errors import DataError
+from sengi.masks.masker import Masker
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -27,9 +27,12 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _keys(seed: int, epoch: int, first: int, count: int) -> NDArray[np.uint64]:
-    """One random-looking 64-bit key a sample, from sample ``first`` on. NumPy's own generators may change their
-    streams between versions (NEP 19); an order that must be the same in ten years is computed here."""
+def sample_keys(seed: int, epoch: int, first: int, count: int) -> NDArray[np.uint64]:
+    """One random-looking 64-bit key a sample, from sample ``first`` on, uint64 (count,).
+
+    NumPy's own generators may change their streams between versions (NEP 19); an order that must be the same in ten
+    years is computed here.
+    """
     with np.errstate(over="ignore"):
         start = _mix(np.array([seed], dtype=np.uint64) * _GOLDEN + np.uint64(epoch + 1))
         start = _mix(start + _GOLDEN)
@@ -76,7 +79,7 @@ class Permutation:
 
     def _sorted(self, block: int) -> Int64s:
         if not self._bits:
-            return np.argsort(_keys(self._seed, self._epoch, 0, self._size), kind="stable").astype(np.int64)
+            return np.argsort(sample_keys(self._seed, self._epoch, 0, self._size), kind="stable").astype(np.int64)
         numbers: list[Int64s] = []
         values: list[NDArray[np.uint64]] = []
         for first, keys in self._chunks():
@@ -88,7 +91,7 @@ class Permutation:
     def _chunks(self) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         step = 1 << BLOCK_BITS
         for first in range(0, self._size, step):
-            yield first, _keys(self._seed, self._epoch, first, min(step, self._size - first))
+            yield first, sample_keys(self._seed, self._epoch, first, min(step, self._size - first))
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class StepPlan:
             members = np.arange(start, start + count, dtype=np.int64)
             chosen += [members] * int(weight)
             share = round((weight % 1) * count)
-            order = np.argsort(_keys(self.seed, epoch, start, count), kind="stable") if share else members
+            order = np.argsort(sample_keys(self.seed, epoch, start, count), kind="stable") if share else members
             chosen.append(start + order[:share])
             start += count
         samples = np.concatenate(chosen)

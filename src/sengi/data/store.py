@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.errors import DataError
 
 VERSION = 1
@@ -106,6 +106,16 @@ class TokenStore:
     def place(self, index: int) -> str:
         """``file:row`` of a sample, its id in ledgers and messages."""
         return f"{self.meta['files'][self._index['file_of'][index]]}:{self._index['row_of'][index]}"
+
+    @property
+    def file_of(self) -> NDArray[np.int32]:
+        """Data file of each sample, an index of ``meta["files"]``, int32 (n,)."""
+        return np.asarray(self._index["file_of"])
+
+    @property
+    def row_of(self) -> NDArray[np.int64]:
+        """Row of each sample in its file, from 1, int64 (n,)."""
+        return np.asarray(self._index["row_of"])
 
     @property
     def source_names(self) -> list[str]:

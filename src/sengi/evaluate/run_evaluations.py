@@ -85,7 +85,13 @@ def _replace(path: Path, data: bytes) -> None:
 
 def has_evaluation(run: Path, step: int, kind: str, data: str) -> bool:
     """Whether that evaluation is there already, on the same data (a fingerprint)."""
-    return _read(run / FOLDER / f"{evaluation_name(step, kind)}.json").get("data") == data
+    return bool(read_evaluation(run, step, kind, data))
+
+
+def read_evaluation(run: Path, step: int, kind: str, data: str) -> dict[str, Any]:
+    """An evaluation on these data (a fingerprint), as it was written; empty where there is none."""
+    content = _read(run / FOLDER / f"{evaluation_name(step, kind)}.json")
+    return content if content.get("data") == data else {}
 
 
 def write_tasks(run: Path, step: int, data: str, model: str, samples_seen: int, evaluation: Evaluation) -> None:

@@ -158,15 +158,23 @@ def newest_valid(run: Path, world: World, say: Callable[[str], None]) -> tuple[P
     return (Path(found[0]), found[1]) if found is not None else None
 
 
-def prune(run: Path, keep: int | None, spared: Collection[int]) -> None:
-    """Remove checkpoints but the newest ``keep`` (None: all) and those of the ``spared`` steps; rank 0 only."""
-    for old in storage.published(run, PREFIX)[:-keep] if keep else []:
-        if int(old.name.removeprefix(PREFIX)) not in spared:
-            storage.remove(old)
+def prune(run: Path, keep: int | None, spared: Collection[int], place: Callable[[int], float] = float) -> None:
+    """Remove checkpoints but the newest ``keep`` (None: all) and those of the ``spared`` steps; rank 0 only.
+
+    Args:
+        place: of a step in the line from old to new.
+    """
+    steps = [int(folder.name.removeprefix(PREFIX)) for folder in storage.published(run, PREFIX)]
+    for step in sorted(steps, key=place)[:-keep] if keep else []:
+        if step not in spared:
+            storage.remove(run / f"{PREFIX}{step}")
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, world: World) -> None:
     """Fill master weights and optimizer from a verified checkpoint, whatever world size wrote it.
+
+    Args:
+        optimizer: None leaves its moments where they are: only weights are read.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
@@ -178,12 +186,14 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world
         names = trained(model)
         _check_same_model(state, layout, names)
         for name, parameter in names:
-            for kind in ("param", *state_kinds(optimizer, parameter)):
-                target = parameter if kind == "param" else begun(optimizer, parameter)[kind]
+            for kind in ("param", *(state_kinds(optimizer, parameter) if optimizer is not None else ())):
+                target = parameter if optimizer is None or kind == "param" else begun(optimizer, parameter)[kind]
                 shape = tuple(local(target).shape)
                 values = _read_rows(state, layout, f"{kind}.{name}", rows_of(target), shape)
                 with torch.no_grad():
                     local(target).copy_(values)
+        if optimizer is None:
+            return
         saved = _read_rows(state, layout, "step", None, ())
         for _, parameter in names:
             set_step(optimizer, parameter, saved)

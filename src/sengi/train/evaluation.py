@@ -38,7 +38,7 @@ from sengi.train.observer import Observer
 from sengi.train.patience import on_first_patiently
 from sengi.train.run_folder import RunFolder, has_begun
 from sengi.train.run_plan import QUEUE
-from sengi.train.schedule import evaluation_is_due, samples_seen
+from sengi.train.schedule import evaluation_is_due
 from sengi.train.setup import Setup
 from sengi.train.stopping import StopRequest
 from sengi.train.undisturbed import undisturbed
@@ -69,8 +69,13 @@ class Evaluations:
         return evaluation_is_due(self.recipe, self.setup.steps, step)
 
     def needs_checkpoint(self, step: int) -> bool:
-        """Whether tasks are scored at ``step``, so that a checkpoint must be on disk."""
-        return self.suite is not None and self.is_due(step)
+        """Whether a checkpoint must be on disk: tasks are scored at ``step``, or a score may choose it for a phase."""
+        return (self.suite is not None or self.recipe.phasing.select != "last") and self.is_due(step)
+
+    @property
+    def data(self) -> str:
+        """Fingerprint of the recipe's tasks; empty without any."""
+        return self._data
 
     def before_training(self) -> None:
         """Questions and tasks of the base model, and tasks of checkpoints that an earlier session left unscored."""
@@ -224,5 +229,5 @@ class Evaluations:
         return lambda done, total, task: self.observer.evaluating(step, task, done, total)
 
     def _result(self, step: int, model: str, data: str, seconds: float, scores: list[dict[str, Any]]) -> dict[str, Any]:
-        seen = samples_seen(self.setup.steps, step)
+        seen = self.setup.steps.samples_seen(step)
         return {"samples_seen": seen, "model": model, "data": data, "seconds": seconds, "scores": scores}

@@ -21,8 +21,9 @@ from sengi.errors import ModelError
 from sengi.model.adapters import BASE, FINGERPRINT, WEIGHTS, base_record
 from sengi.model.gguf import unused_token
 from sengi.model.inspect import read_config
-from sengi.model.load import model_fingerprint, save_tokenizer
+from sengi.model.load import model_fingerprint
 from sengi.model.lora import config_file, file_tensors, is_adapter_state
+from sengi.model.tokenizer_files import save_tokenizer
 from sengi.model.turn_end import turn_end_id
 from sengi.recipe import LORA_KEYS, Recipe
 from sengi.train.tensor_files import safetensors_pieces
@@ -153,6 +154,8 @@ def weight_files(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Iterable[by
 
 def model_card(recipe: Recipe, step: int, samples_seen: int, loss: float, data: Mapping[str, int]) -> bytes:
     """README.md with the header that model hubs read. Licence and language are the user's to add."""
+    phased = recipe.strategy == "phased"
+    size = ", one phase after another" if phased else f" of {recipe.effective_batch_size:,}"
     what = "Supervised fine-tuning of a LoRA adapter" if recipe.use_peft else "Supervised fine-tuning"
     lines = [
         "---",
@@ -168,7 +171,7 @@ def model_card(recipe: Recipe, step: int, samples_seen: int, loss: float, data: 
         f"# {Path(recipe.output_dir).resolve().name}, step {step}",
         "",
         f"{what} of `{recipe.model_name_or_path}` with Sengi: {samples_seen:,} samples seen in "
-        f"{step:,} steps of {recipe.effective_batch_size:,}, training loss {loss:.4f}.",
+        f"{step:,} steps{size}, training loss {loss:.4f}.",
         "",
         "| data source | samples |",
         "|---|---|",
@@ -177,6 +180,7 @@ def model_card(recipe: Recipe, step: int, samples_seen: int, loss: float, data: 
         "| setting | value |",
         "|---|---|",
         *[f"| `{key}` | {getattr(recipe, key)} |" for key in (*CARD_KEYS, *(LORA_KEYS if recipe.use_peft else ()))],
+        *([f"| `phases` | {json.dumps(recipe.phasing.model_dump(exclude_defaults=True))} |"] if phased else []),
         "",
     ]
     return "\n".join(lines).encode()

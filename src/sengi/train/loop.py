@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,19 +14,22 @@ from torch import nn
 from sengi.data.packing import pack_step
 from sengi.errors import NonFiniteError, StoppedByRequest, StorageError
 from sengi.train import checkpoint
+from sengi.train.alarm_watch import AlarmWatch, non_finite_error
 from sengi.train.background_save import Saver
 from sengi.train.distributed import World
 from sengi.train.evaluation import Evaluations
 from sengi.train.export import check_base, model_card
-from sengi.train.ledger import samples_digest
+from sengi.train.handover import Handover
 from sengi.train.observer import Observer
-from sengi.train.optimizer import learning_rate, set_learning_rate
+from sengi.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sengi.train.out_of_memory import MemoryGuard, StepOutOfMemory, does_not_fit, smaller_budget
+from sengi.train.record import Recorder
 from sengi.train.run_folder import RunFolder
-from sengi.train.schedule import samples_seen, save_is_due
+from sengi.train.schedule import save_is_due
 from sengi.train.setup import Setup
 from sengi.train.sharding import reduces_each_micro_batch
-from sengi.train.step import StepResult, run_step
+from sengi.train.snapshot import reshard
+from sengi.train.step import run_step
 from sengi.train.stopping import StopRequest
 
 
@@ -39,6 +41,7 @@ class Loop:
         world: the processes of the run.
         folder: the run folder; only rank 0 writes.
         evaluations: what is scored on the way.
+        handover: the ends of phases.
         model: the (sharded) supervised model; ``optimizer`` its AdamW.
         files: what a checkpoint holds beside weights, state and card, name -> content.
         autocast: dtype of the computation, or None for float32.
@@ -57,21 +60,23 @@ class Loop:
         stop: StopRequest,
         folder: RunFolder,
         evaluations: Evaluations,
+        handover: Handover,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         files: dict[str, bytes],
         autocast: torch.dtype | None,
     ) -> None:
         self.setup, self.world, self.observer, self.stop, self.folder = setup, world, observer, stop, folder
-        self.evaluations = evaluations
+        self.evaluations, self.handover = evaluations, handover
         self.model, self.optimizer, self.files, self.autocast = model, optimizer, files, autocast
         self.recipe = setup.resolved.recipe
         self.step = 0
         self.saved_step = -1
         self.loss = float("nan")
-        self.peak = setup.plan.peak_flops
+        self.recorder = Recorder(setup, world)
         self.guard = MemoryGuard(model, world)
         self.reduce_each = reduces_each_micro_batch(self.recipe, world, setup.plan.trained_parameters)
+        self.alarms = AlarmWatch(setup.steps.num_steps, self.recipe.on_alarm, world, folder, observer)
         self.saver = Saver(folder.path, world, observer, self.recipe.save_in_background, self._published)
 
     def restore(self) -> None:
@@ -80,50 +85,75 @@ class Loop:
         Raises:
             CheckpointError: there are checkpoints, but none is good.
         """
-        found = checkpoint.newest_valid(self.folder.path, self.world, self.observer.message)
-        if found is not None:
-            path, facts = found
-            self.world.on_first(lambda: check_base(path, self.files))
-            checkpoint.load(path, self.model, self.optimizer, self.world)
-            self.step = self.saved_step = int(facts["step"])
-            self.loss = float(facts["loss"])
-            self.observer.message(f"continuing after step {self.step} from {path.name}")
-            if facts["world_size"] != self.world.size:
+        start = self.handover.start(checkpoint.newest_valid(self.folder.path, self.world, self.observer.message))
+        if start is not None:
+            self.world.on_first(lambda: check_base(start.folder, self.files))
+            fresh = start.begins_phase and self.handover.fresh
+            checkpoint.load(start.folder, self.model, None if fresh else self.optimizer, self.world)
+            self.step = self.saved_step = start.step
+            self.loss = float(start.facts["loss"])
+            begins = f", which begins phase {self.setup.steps.phase_at(self.step + 1).name}"
+            self.observer.message(
+                f"continuing after step {self.step} from {start.folder.name}{begins if start.begins_phase else ''}"
+            )
+            if start.facts["world_size"] != self.world.size:
                 self.observer.message(
-                    f"it was saved by {facts['world_size']} processes and goes on with {self.world.size}: the same "
-                    "samples, losses equal up to rounding"
+                    f"it was saved by {start.facts['world_size']} processes and goes on with {self.world.size}: the "
+                    "same samples, losses equal up to rounding"
                 )
         for note in self.world.on_first(lambda: self.folder.open_log(self.step)) or []:
             self.observer.message(note)
+        self.alarms.restore()
 
     def run(self) -> Path:
         """Train to the end; at an evaluation point held-out loss comes first, then the checkpoint, then its tasks.
 
-        A run killed between the last two finds the checkpoint unscored when it continues.
+        A run killed between the last two finds the checkpoint unscored when it continues. At the end of a phase the
+        best checkpoint of it is chosen then, and the next phase begins with it.
 
         Returns:
             The last checkpoint.
 
         Raises:
-            StoppedByRequest: asked to stop; the state is saved.
+            StoppedByRequest: asked to stop, or by an alarm; the state is saved.
             NonFiniteError: loss or gradient norm is not finite; the state before that step is saved.
         """
         steps = self.setup.steps
-        self.observer.start(self.step, steps.num_steps, samples_seen(self.setup.steps, self.step), steps.total_samples)
+        self.observer.start(self.step, steps.num_steps, steps.samples_seen(self.step), steps.total_samples)
         self.stop.patient = True
-        while self.step < steps.num_steps:
+        while True:
+            if self.handover.is_due(self.step):
+                self._begin_next_phase()
+            if self.step == steps.num_steps:
+                break
             self._train_step(self.step + 1)
-            due = self.step < steps.num_steps and self.evaluations.is_due(self.step)
-            if due:
-                self.evaluations.heldout(self.step, self.model, self.autocast)
-            scored = self.evaluations.needs_checkpoint(self.step)
-            if scored or save_is_due(self.recipe, steps, self.step):
-                self._save(wait=scored or self.step == steps.num_steps)
-            if due:
-                self.evaluations.tasks(self.step)
+            self._evaluate_and_save()
+            if self.step < steps.num_steps:
+                self.alarms.stop_if_due(self._save_if_new)
         self._save_if_new()
         self.stop.patient = False
         return self.folder.path / f"{checkpoint.PREFIX}{self.step}"
+
+    def _evaluate_and_save(self) -> None:
+        """What is due after a step; the tasks of the last one wait until the model is gone."""
+        steps, evaluations = self.setup.steps, self.evaluations
+        due = self.step < steps.num_steps and evaluations.is_due(self.step)
+        if due:
+            evaluations.heldout(self.step, self.model, self.autocast)
+        if (needed := evaluations.needs_checkpoint(self.step)) or save_is_due(self.recipe, steps, self.step):
+            scored = needed and evaluations.suite is not None
+            self._save(wait=scored or steps.ends_phase(self.step))
+        if due:
+            evaluations.tasks(self.step)
+
+    def _begin_next_phase(self) -> None:
+        """Choose a checkpoint of the phase that has ended, and go on from it."""
+        chosen, fresh = self.handover.end_phase(self.step, self.model, self.autocast), self.handover.fresh
+        reshard(self.model)  # held-out loss may have left parameters whole, which no optimizer knows
+        if chosen is not None:
+            checkpoint.load(chosen, self.model, None if fresh else self.optimizer, self.world)
+        if fresh:
+            self.optimizer = build_optimizer(self.model, self.recipe)
 
     def _train_step(self, step: int) -> None:
         started = time.perf_counter()
@@ -131,9 +161,10 @@ class Loop:
         samples = setup.steps.step_samples(step)
         lengths = setup.store.lengths[samples]
         planned = time.perf_counter() - started
-        rate = learning_rate(self.recipe, step, setup.steps.num_steps)
+        phase = setup.steps.phase_at(step)
+        rate = learning_rate(phase.recipe, step - phase.first, phase.plan.num_steps)
         set_learning_rate(self.optimizer, rate)
-        before, begun = samples_seen(self.setup.steps, step - 1), 0
+        before, begun = setup.steps.samples_seen(step - 1), 0
 
         def before_micro_batch(number: int, members: Sequence[int]) -> None:
             nonlocal begun
@@ -166,17 +197,12 @@ class Loop:
                 )
             except NonFiniteError as error:
                 self._save_if_new()
-                saved = f"step {self.step} is saved" if self.step else "nothing was trained yet"
-                places = ", ".join(setup.store.place(int(i)) for i in samples[:3])
-                raise NonFiniteError(
-                    f"step {step}: {error}; no update was made and {saved}; look at its samples ({places}, ...; all by "
-                    f"'sengi data ledger {self.folder.path} --step {step}'), or lower learning_rate in another "
-                    "output_dir"
-                ) from None
+                places = [setup.store.place(int(i)) for i in samples[:3]]
+                raise non_finite_error(step, error, self.step, places, self.folder.path) from None
             except StepOutOfMemory as error:
                 self._go_on_with_less(step, error, smaller_budget(packs, lengths, int(setup.store.lengths.max())))
         self.step, self.loss = step, result.loss
-        record = self._record(step, result, rate, time.perf_counter() - started, planned)
+        record = self.recorder.line(step, result, rate, time.perf_counter() - started, planned)
         if self.setup.plan.max_tokens_per_device < given:
             record["max_tokens_reduced_to"] = self.setup.plan.max_tokens_per_device
 
@@ -186,6 +212,8 @@ class Loop:
 
         self.world.on_first(log)
         self.observer.step(record)
+        if self.world.first:
+            self.alarms.step(record)
 
     def _go_on_with_less(self, step: int, error: StepOutOfMemory, budget: int | None) -> None:
         """Make micro-batches smaller for the rest of the run, also when it is continued.
@@ -205,36 +233,6 @@ class Loop:
         self.setup = replace(self.setup, plan=plan)
         self.world.on_first(lambda: self.folder.write_plan(plan.to_dict()))
 
-    def _record(self, step: int, result: StepResult, rate: float, seconds: float, planned: float) -> dict[str, object]:
-        """The line of dynamics.jsonl."""
-        setup = self.setup
-        samples = setup.steps.step_samples(step)
-        lengths = setup.store.lengths[samples]
-        tokens, targets = int(lengths.sum()), int(setup.store.supervised[samples].sum())
-        speed = setup.cost.flops(tokens, targets, float((lengths.astype(float) ** 2).sum())) / seconds
-        ranks = self.world.size if self.world.device.type == "cuda" else 1  # ranks of one CPU share its cores
-        if self.peak is not None:  # a CPU's peak is measured; if the machine was busy then, a step can be faster
-            self.peak = max(self.peak, speed / ranks)
-        return {
-            "step": step,
-            "epoch": round(setup.steps.epoch_at(step), 6),
-            "phase": "stacked",
-            "samples_seen": samples_seen(self.setup.steps, step),
-            "num_tokens": tokens,
-            "num_supervised_tokens": targets,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "half_grad_norm": result.half_grad_norm,
-            "half_share": result.half_share,
-            "learning_rate": rate,
-            "tokens_per_second": tokens / seconds,
-            "mfu": speed / (self.peak * ranks) if self.peak else None,
-            "step_seconds": seconds,
-            "data_wait_seconds": planned + result.data_seconds,
-            "peak_memory_bytes": _peak_memory(self.world.device),
-            "samples_sha256": samples_digest(samples),
-        }
-
     def _stop_if_asked(self) -> None:
         if self.world.any(bool(self.stop.reason)):
             self._save_if_new()
@@ -252,7 +250,7 @@ class Loop:
     def _save(self, wait: bool) -> None:
         """Begin a checkpoint; with ``wait`` it is safe on disk on return."""
         self.world.on_first(self.folder.sync_log)
-        seen = samples_seen(self.setup.steps, self.step)
+        seen = self.setup.steps.samples_seen(self.step)
         sources = {name: value["samples"] for name, value in self.setup.plan.data["sources"].items()}
         self.saver.save(
             self.step,
@@ -270,14 +268,8 @@ class Loop:
         self.observer.saved(path)
 
         def remove_old() -> None:
-            checkpoint.prune(self.folder.path, self.recipe.save_total_limit, self.evaluations.in_use())
-            self.folder.status(step=self.step, samples_seen=samples_seen(self.setup.steps, self.step))
+            spared = {*self.evaluations.in_use(), *self.handover.spared()}
+            checkpoint.prune(self.folder.path, self.recipe.save_total_limit, spared, self.handover.place)
+            self.folder.status(step=self.step, samples_seen=self.setup.steps.samples_seen(self.step))
 
         self.world.on_first(remove_old)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: the allocator's on a GPU, the process's resident set on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -7,30 +7,25 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sengi import storage
 from sengi.environment import describe_environment
 from sengi.errors import ModelError, SengiError, StoppedByRequest
 from sengi.evaluate import run_evaluations
 from sengi.evaluate.tasks import load_tasks
-from sengi.model.checkpointing import checkpoint_layers, transformer_layers
-from sengi.model.load import load_model, load_tokenizer
-from sengi.model.lora import add_adapter, compute_in, load_frozen
-from sengi.model.supervised import prepare
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.evaluation import Evaluations
-from sengi.train.export import adapter_files, export_files
+from sengi.train.handover import Handover
 from sengi.train.lifeline import Lifeline
 from sengi.train.loop import Loop
 from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer
 from sengi.train.run_folder import RunFolder, check_same_data, check_same_recipe, read_plan
-from sengi.train.setup import DTYPES, Setup, set_up
+from sengi.train.setup import Setup, set_up
 from sengi.train.sharding import shard
 from sengi.train.stopping import StopRequest
+from sengi.train.trainable import load_trainable
 
 
 @dataclass(frozen=True)
@@ -48,21 +43,22 @@ class RunResult:
     step: int
 
 
-def train(resolved: ResolvedRecipe, observer: Observer | None = None) -> RunResult:
+def train(resolved: ResolvedRecipe, observer: Observer | None = None, stop_file: Path | None = None) -> RunResult:
     """Start the run of a recipe, or continue it where it stopped.
 
     Args:
         resolved: the recipe (:func:`sengi.recipe_sources.resolve_recipe`).
         observer: told of everything that happens, on rank 0.
+        stop_file: asks to save and stop by being there, where no signal can.
 
     Raises:
         InputError: the request cannot be carried out; nothing was changed.
-        StoppedByRequest: a signal asked to stop; the state is saved, the same call continues.
+        StoppedByRequest: a signal or that file asked to stop; the state is saved, the same call continues.
         SengiError: the run failed; status.json says why, and the same call continues from the last checkpoint.
     """
     path = Path(resolved.recipe.output_dir)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(stop_file))
         stack.callback(end_world)
         world = start_world()
         begun: list[RunFolder] = []  # once there is one, a failure is noted in it
@@ -105,21 +101,30 @@ def _run(
     """Score, load, train, score."""
     world.on_first(lambda: _write_request(setup, world, folder))
     evaluations.before_training()
-    step, last = _train_model(setup, world, observer, stop, folder, evaluations)
+    handover = Handover(setup, world, observer, folder, evaluations)
+    handover.check_select()
+    step, last = _train_model(setup, world, observer, stop, folder, evaluations, handover)
     gc.collect()  # scoring loads the checkpoint as users will: make room for it
     evaluations.questions(step)
     evaluations.tasks(step)
     if failed := evaluations.finish():
         observer.message(failed)
-    world.on_first(lambda: _finish(setup, folder, step, failed))
+    handover.finish()
+    world.on_first(lambda: _finish(setup, folder, handover, step, failed))
     return RunResult(folder.path, last, step)
 
 
 def _train_model(
-    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder, evaluations: Evaluations
+    setup: Setup,
+    world: World,
+    observer: Observer,
+    stop: StopRequest,
+    folder: RunFolder,
+    evaluations: Evaluations,
+    handover: Handover,
 ) -> tuple[int, Path]:
     """Load, restore, train; the last step and its checkpoint. The model is gone when this returns."""
-    loop = _load(setup, world, observer, stop, folder, evaluations)
+    loop = _load(setup, world, observer, stop, folder, evaluations, handover)
     loop.restore()
     if loop.step == 0:  # a run that is continued has its start scored already
         evaluations.heldout(0, loop.model, loop.autocast)
@@ -132,8 +137,9 @@ def _train_model(
     return loop.step, last
 
 
-def _finish(setup: Setup, folder: RunFolder, step: int, failed: str) -> None:
-    checkpoint.prune(folder.path, setup.resolved.recipe.save_total_limit, ())  # those that waited to be scored
+def _finish(setup: Setup, folder: RunFolder, handover: Handover, step: int, failed: str) -> None:
+    limit = setup.resolved.recipe.save_total_limit
+    checkpoint.prune(folder.path, limit, handover.spared(), handover.place)  # those that waited to be scored
     folder.status(state="finished", reason=failed, step=step)
 
 
@@ -146,32 +152,28 @@ def _write_request(setup: Setup, world: World, folder: RunFolder) -> None:
 
 
 def _load(
-    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder, evaluations: Evaluations
+    setup: Setup,
+    world: World,
+    observer: Observer,
+    stop: StopRequest,
+    folder: RunFolder,
+    evaluations: Evaluations,
+    handover: Handover,
 ) -> Loop:
     """The base model, made padding-free, sharded and given an optimizer."""
-    recipe, dtype = setup.resolved.recipe, DTYPES[setup.plan.dtype]
-    tokenizer = load_tokenizer(setup.model_folder)
-    if recipe.use_peft:
-        lm = load_frozen(setup.model_folder, recipe)
-        files = adapter_files(add_adapter(lm, recipe), tokenizer, recipe.model_name_or_path, setup.model_folder)
-    else:
-        lm = load_model(setup.model_folder)
-        files = export_files(lm, tokenizer, dtype)
-    autocast = dtype if dtype != torch.float32 else None
-    supervised = prepare(lm, world.device, autocast)
-    if recipe.use_peft and autocast is not None:
-        compute_in(lm, autocast)
-    if not supervised.padding_free and world.size > 1:
+    recipe, base = setup.resolved.recipe, load_trainable(setup, world.device)
+    family = type(base.model.lm).__name__
+    if not base.model.padding_free and world.size > 1:
         raise ModelError(
-            f"{type(lm).__name__} carries state along the row, so it runs one document a call and on one process only; "
-            "run it without torchrun"
+            f"{family} carries state along the row, so it runs one document a call and on one process only; run it "
+            "without torchrun"
         )
-    if not supervised.padding_free:
-        observer.message(f"{type(lm).__name__} carries state along the row: one document a forward call, not packed")
-    checkpoint_layers(transformer_layers(supervised), setup.plan.gradient_checkpointing)
-    model = shard(supervised, world, recipe)
+    if not base.model.padding_free:
+        observer.message(f"{family} carries state along the row: one document a forward call, not packed")
+    model = shard(base.model, world, recipe)
     optimizer = build_optimizer(model, recipe)
-    return Loop(setup, world, observer, stop, folder, evaluations, model, optimizer, files, autocast)
+    files, autocast = base.files, base.autocast
+    return Loop(setup, world, observer, stop, folder, evaluations, handover, model, optimizer, files, autocast)
 
 
 def _note_failure(world: World, begun: list[RunFolder], error: BaseException) -> None:
@@ -180,4 +182,5 @@ def _note_failure(world: World, begun: list[RunFolder], error: BaseException) ->
         return  # the rank it happened on knows the cause
     asked = isinstance(error, StoppedByRequest | KeyboardInterrupt)
     with contextlib.suppress(SengiError):
-        begun[0].status(state="stopped" if asked else "failed", reason=str(error) or type(error).__name__)
+        state = "stopped" if asked else "failed"
+        begun[0].status(state=state, reason=str(error) or type(error).__name__, alarm=getattr(error, "alarm", None))

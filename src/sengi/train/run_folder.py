@@ -44,8 +44,24 @@ FREE_KEYS = frozenset(
         "eval_data_root",
         "eval_apply_chat_template",
         "eval_process",
+        "on_alarm",
         "report_to",
         "preset",
+    }
+)
+
+
+# Decide which checkpoint starts a phase, where a score chooses it
+CHOOSING_KEYS = frozenset(
+    {
+        "eval_data",
+        "eval_tasks",
+        "eval_steps",
+        "eval_samples",
+        "eval_limit",
+        "eval_num_fewshot",
+        "eval_data_root",
+        "eval_apply_chat_template",
     }
 )
 
@@ -73,7 +89,8 @@ def check_same_recipe(folder: Path, resolved: ResolvedRecipe) -> list[str]:
     for key in now.keys() - before.keys():  # a key that is younger than the run had its default then
         before[key] = Recipe.model_fields[key].get_default(call_default_factory=True)
     changed = [key for key in now if before[key] != now[key]]
-    bad = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed if key not in FREE_KEYS]
+    free = FREE_KEYS - CHOOSING_KEYS if resolved.recipe.phasing.select != "last" else FREE_KEYS
+    bad = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed if key not in free]
     if bad:
         raise InputError(
             f"{folder}: holds a run of another recipe ({'; '.join(bad)}); restore the values to continue it, or "

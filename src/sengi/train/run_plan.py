@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sengi.data.packing import pack_step
-from sengi.data.plan import StepPlan
+from sengi.data.phases import STACKED, RunOrder
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
 from sengi.model.checkpointing import Dial
@@ -56,6 +56,7 @@ class RunPlan:
         tokens: tokens of the whole run; ``flops`` the floating-point operations they cost.
         forecast_seconds: rough training time, or None where the peak of the device is not known.
         checkpoint_bytes: size of one checkpoint; ``disk_bytes`` of all that are kept at once.
+        phases: one entry a phase (data/phases.py); a stacked run has one.
     """
 
     samples: int
@@ -86,7 +87,15 @@ class RunPlan:
     data: dict[str, Any]
     origins: dict[str, str]
     reasons: dict[str, str]
+    phases: list[dict[str, Any]]
     warnings: list[str] = field(default_factory=list)
+
+    def samples_seen(self, step: int) -> int:
+        """Samples seen after ``step``; those of earlier phases count in full."""
+        return sum(
+            min(phase["samples"], max(0, step - phase["first_step"] + 1) * phase["effective_batch_size"])
+            for phase in self.phases
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as kept in plan.json."""
@@ -98,7 +107,7 @@ class RunPlan:
 def make_plan(
     resolved: ResolvedRecipe,
     store: TokenStore,
-    steps: StepPlan,
+    steps: RunOrder,
     cost: ModelCost,
     *,
     fitted: Fit,
@@ -126,12 +135,11 @@ def make_plan(
             f"max_tokens_per_device is {budget:,}, but {place} has {longest:,} tokens; raise max_tokens_per_device "
             "or lower max_length"
         )
-    looked = np.unique(np.linspace(1, steps.num_steps, min(LOOK_AT, steps.num_steps)).astype(int))
+    looked = steps.some_steps(LOOK_AT)
     packs = [pack_step(store.lengths[steps.step_samples(k)], budget, world_size, cost.attention_cost) for k in looked]
     slots = sum(len(rank) for step in packs for rank in step.ranks)
-    share = steps.total_samples / len(store)
-    squares = float((store.lengths.astype(np.float64) ** 2).sum()) * share
-    tokens, targets = int(store.lengths.sum() * share), int(store.supervised.sum() * share)
+    squares = steps.total_of(store.lengths.astype(np.float64) ** 2)
+    tokens, targets = int(steps.total_of(store.lengths)), int(steps.total_of(store.supervised))
     flops = cost.flops(tokens, targets, squares)
     done = flops + AGAIN[fitted.dial] * cost.flops(tokens, 0, squares)
     efficiency = CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY
@@ -139,7 +147,9 @@ def make_plan(
     speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
     exported = 4 if cost.adapter else dtype.itemsize
     checkpoint = int(cost.trained * (4 + STATE_BYTES[recipe.optim] + exported)) + (20 << 20)
-    kept = min(recipe.save_total_limit or 10**9, _saves(recipe, steps)) + 1
+    selects = recipe.phasing.select != "last"
+    # one in the making, and where a score chooses the best so far, which may be an old one
+    kept = min(recipe.save_total_limit or 10**9, _saves(recipe, steps)) + 1 + selects
     if recipe.eval_tasks and recipe.eval_process == "second":
         kept = min(kept + QUEUE, _saves(recipe, steps) + 1)  # those that wait to be scored
     folder = next(
@@ -149,8 +159,8 @@ def make_plan(
         samples=len(store),
         epoch_samples=steps.epoch_size,
         steps=steps.num_steps,
-        steps_per_epoch=steps.epoch_size / steps.batch_size,
-        last_step_samples=steps.last_step_size,
+        steps_per_epoch=sum(phase.plan.epoch_size / phase.plan.batch_size for phase in steps.phases),
+        last_step_samples=steps.phases[-1].plan.last_step_size,
         world_size=world_size,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
@@ -174,6 +184,7 @@ def make_plan(
         data=store.summary(),
         origins=dict(resolved.origins),
         reasons=_reasons(resolved, dtype_reason),
+        phases=steps.summary(),
         warnings=[
             *fitted.notes,
             *_warnings(recipe, steps, store),
@@ -190,15 +201,15 @@ def make_plan(
     return plan
 
 
-def _saves(recipe: Recipe, steps: StepPlan) -> int:
+def _saves(recipe: Recipe, steps: RunOrder) -> int:
     """Checkpoints of the whole run, at most: those of saving and, with eval_tasks, of evaluation points."""
-    saves = _times(recipe.save_steps, recipe.save_samples, steps)
-    return min(
-        steps.num_steps, saves + (_times(recipe.eval_steps, recipe.eval_samples, steps) if recipe.eval_tasks else 0)
-    )
+    saves = _times(recipe.save_steps, recipe.save_samples, steps) + len(steps.phases) - 1
+    if recipe.eval_tasks or recipe.phasing.select != "last":
+        saves += _times(recipe.eval_steps, recipe.eval_samples, steps)
+    return min(steps.num_steps, saves)
 
 
-def _times(every_steps: int | None, every_samples: int | None, steps: StepPlan) -> int:
+def _times(every_steps: int | None, every_samples: int | None, steps: RunOrder) -> int:
     if every_steps is not None:
         return -(-steps.num_steps // every_steps)
     return 1 + (steps.total_samples // every_samples if every_samples else 0)
@@ -237,15 +248,19 @@ def _lora_warnings(resolved: ResolvedRecipe) -> list[str]:
     return warnings
 
 
-def _warnings(recipe: Recipe, steps: StepPlan, store: TokenStore) -> list[str]:
+def _warnings(recipe: Recipe, steps: RunOrder, store: TokenStore) -> list[str]:
     warnings = []
-    if steps.num_steps < 20:
-        warnings.append(
-            f"only {steps.num_steps} optimizer steps: {steps.total_samples:,} samples at effective_batch_size "
-            f"{recipe.effective_batch_size:,}; a smaller batch gives the model more steps to learn in"
-        )
-    if steps.last_step_size < recipe.effective_batch_size and steps.num_steps > 1:
-        warnings.append(f"the last step is short: {steps.last_step_size:,} of {recipe.effective_batch_size:,} samples")
+    for phase in steps.phases:
+        plan, where = phase.plan, "" if phase.name == STACKED else f"phase {phase.name}: "
+        if plan.num_steps < 20 and where:  # of a whole run, train/advice.py says it
+            warnings.append(
+                f"{where}only {plan.num_steps} optimizer steps: {plan.total_samples:,} samples at effective_batch_size "
+                f"{plan.batch_size:,}; a smaller batch gives the model more steps to learn in"
+            )
+        if plan.last_step_size < plan.batch_size and plan.num_steps > 1:
+            warnings.append(f"{where}the last step is short: {plan.last_step_size:,} of {plan.batch_size:,} samples")
+    if recipe.phases is not None and recipe.strategy == "stacked":
+        warnings.append("phases is not used: strategy is stacked")
     dropped = store.meta["dropped"]
     if dropped:
         parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())

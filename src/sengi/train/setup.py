@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from sengi.data.plan import StepPlan
+from sengi.data.columns import read_column
+from sengi.data.phases import RunOrder, run_order
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.errors import InputError, RecipeError
 from sengi.evaluate.suite import Suite, check
 from sengi.model.cost import ModelCost, best_dtype, model_cost, peak_flops
+from sengi.model.load import load_tokenizer
 from sengi.model.lora import add_adapter, check_method, skeleton
 from sengi.model.resolve import resolve_model
 from sengi.recipe import DataEntry, Recipe
+from sengi.recipe_parts import BY_LENGTH, BY_PHASE
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train.distributed import World
 from sengi.train.fit import fit
@@ -43,7 +46,7 @@ class Setup:
     model_folder: Path
     store: TokenStore
     heldout: TokenStore | None
-    steps: StepPlan
+    steps: RunOrder
     cost: ModelCost
     plan: RunPlan
     suite: Suite | None
@@ -126,7 +129,7 @@ def _check_suite(suite: Suite) -> None:
 
 def open_data(
     resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, Any] | None
-) -> tuple[Path, TokenStore, StepPlan]:
+) -> tuple[Path, TokenStore, RunOrder]:
     """The model folder, the training store (built if it is not there) and the order of its samples.
 
     Args:
@@ -142,16 +145,10 @@ def open_data(
     folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
     world.on_first(lambda: check_method(folder, recipe))
     store = _open(recipe.data, folder, resolved, world, observer, _template_date(earlier))
-    steps = StepPlan(
-        num_samples=len(store),
-        batch_size=recipe.effective_batch_size,
-        num_epochs=recipe.num_train_epochs,
-        seed=recipe.seed,
-        max_steps=recipe.max_steps,
-        entries=[(count, entry.weight) for count, entry in zip(store.entry_counts, recipe.data, strict=True)],
-    )
-    if steps.total_samples == 0:
-        raise RecipeError("data: the weights leave no sample; raise a weight")
+    by = recipe.phasing.by
+    if by not in (BY_PHASE, BY_LENGTH):  # a column of the rows: read by rank 0 and kept beside the store
+        world.on_first(lambda: read_column(store, by) and None)
+    steps = run_order(recipe, store)
     return folder, store, steps
 
 
@@ -167,7 +164,8 @@ def _open(
     options = StoreOptions(resolved.recipe.max_length, resolved.recipe.overlong)
 
     def build() -> str:
-        return str(open_store(entries, folder, options, today=today, progress=observer.tokenizing).path)
+        tokenizer = load_tokenizer(folder)
+        return str(open_store(entries, tokenizer, options, today=today, progress=observer.tokenizing).path)
 
     return TokenStore(Path(world.on_first(build)))
 

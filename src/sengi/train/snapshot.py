@@ -50,13 +50,18 @@ def take(
         copy: makes the copy on the CPU of a tensor of a name; without it the snapshot looks at the live tensors,
             and nothing may train until it is written.
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # a forward pass without a backward leaves parts of it unsharded
-            module.reshard()
+    reshard(model)
     state, rows = _local_state(model, optimizer)
     if copy is not None:
         state = {name: copy(name, tensor) for name, tensor in state.items()}
     return Snapshot(_whole_weights(model, world, export_dtype, state, copy), state, rows)
+
+
+def reshard(model: nn.Module) -> None:
+    """Have every parameter in its shards: a forward pass without a backward leaves some whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def snapshot_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, world: World, export_dtype: torch.dtype) -> int:
