@@ -11,6 +11,7 @@ SengiError                    exit 1   something failed; the message says what, 
 ├── NonFiniteError            exit 1   loss or gradient norm is NaN or infinite
 ├── RankError                 exit 1   another process of the run failed; carries its message
 └── StoppedByRequest          exit 3   stopped by a signal or a request, resumable
+    └── StoppedByAlarm                 stopped by the recipe's on_alarm: stop
 
 A message has one line and three parts: what was set or found and where (``file:line``, step, sample id,
 rank), why that cannot be, and which option or action mends it. The command line prints it without a traceback.
@@ -18,12 +19,15 @@ rank), why that cannot be, and which option or action mends it. The command line
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SengiError(Exception):
     """Base of all errors that Sengi raises on purpose; ``exit_code`` is the exit status of the command."""
 
     exit_code = 1
     elsewhere = False  # True on the ranks that only learned of it
+    alarm: dict[str, Any] | None = None  # the alarm behind it, as status.json keeps it
 
 
 class InputError(SengiError):
@@ -80,3 +84,17 @@ class StoppedByRequest(SengiError):
     """The run saved its state and stopped because it was asked to."""
 
     exit_code = 3
+
+
+class StoppedByAlarm(StoppedByRequest):
+    """The run saved its state and stopped because an alarm was raised and its recipe says ``on_alarm: stop``."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The text of a foreign error on one line, or its class where it has none."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
+def class_and_text(error: BaseException) -> str:
+    """As `one_line`, with the class first."""
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -45,7 +45,7 @@ def write_small_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sengi.model.load import save_tokenizer
+    from sengi.model.tokenizer_files import save_tokenizer
 
     tokenizer = tiny_folder.tiny_tokenizer()
     torch.manual_seed(0)
@@ -113,6 +113,12 @@ def evaluations(run: Path) -> dict[str, Any]:
     return {path.name: json.loads(path.read_text())["scores"] for path in (run / "evaluations").glob("*.json")}
 
 
+def choices(run: Path) -> str:
+    """phases.json; empty in a stacked run."""
+    path = run / "phases.json"
+    return path.read_text() if path.exists() else ""
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of a checkpoint: weights, moments, layout, manifest."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -135,6 +141,8 @@ def differences(run: Path, unbroken: Path, step: int) -> list[str]:
     found += [
         f"checkpoint: {name}" for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)
     ]
+    if choices(run) != choices(unbroken):
+        found.append("phases.json")
     status = json.loads((run / "status.json").read_text())
     if (status["state"], status["step"]) != ("finished", step):
         found.append(f"status: {status['state']} at {status['step']}")

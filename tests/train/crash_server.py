@@ -39,6 +39,8 @@ from sengi.train.setup import set_up
 
 Fault = Callable[[str, int, Path], int | None]
 STEPS = 30  # of the run that is killed
+PHASED = 22  # of the run in three phases that is killed; no other run has as many
+PHASES = {"by": "response_length", "at": [0.3, 0.6], "replay": 0.2, "select": "heldout_loss"}
 
 
 def preload(recipes: list[ResolvedRecipe]) -> None:
@@ -46,15 +48,10 @@ def preload(recipes: list[ResolvedRecipe]) -> None:
     world = World(0, 1, torch.device("cpu"))
     setups = {recipe.recipe.max_steps: set_up(recipe, world, Observer(), None) for recipe in recipes}
     setup = setups[recipes[0].recipe.max_steps]
-    lm, tokenizer = training.load_model(setup.model_folder), training.load_tokenizer(setup.model_folder)
-    files = training.export_files(lm, tokenizer, torch.float32)
-    model, facts = training.prepare(lm, world.device, None), training.describe_environment()
+    base, facts = training.load_trainable(setup, world.device), training.describe_environment()
     instead: dict[str, Callable[..., Any]] = {
         "set_up": lambda resolved, *_: dataclasses.replace(setups[resolved.recipe.max_steps], resolved=resolved),
-        "load_model": lambda *_: None,
-        "load_tokenizer": lambda *_: None,
-        "export_files": lambda *_: files,
-        "prepare": lambda *_: model,
+        "load_trainable": lambda *_: base,
         "describe_environment": lambda: facts,
     }
     for name, value in instead.items():
@@ -156,14 +153,17 @@ class Server:
         self.root = root
         harness.write_small_model(root / "model")
         self.resolved = resolve_recipe(harness.write_recipe(root))
-        preload([self.recipe("preload", steps) for steps in (STEPS, crash_faults.STEP)])
+        wild = {"learning_rate": 0.3, "lr_scheduler_type": "constant"}  # the last checkpoint of a phase is not its best
+        self.phased = resolve_recipe(harness.write_recipe(root, strategy="phased", phases=PHASES, eval_steps=2, **wild))
+        preload([self.recipe("preload", steps) for steps in (STEPS, crash_faults.STEP, PHASED)])
         self.unbroken: dict[int, Path] = {}
         self.startup = self.step_seconds = self.save_seconds = 0.1
 
     def recipe(self, name: str, steps: int, keep: int = 1) -> ResolvedRecipe:
         """The recipe with ``root/name/run`` as its folder; runs share the last part, it is in the model card."""
         values = {"output_dir": str(self.root / name / "run"), "max_steps": steps, "save_total_limit": keep}
-        return dataclasses.replace(self.resolved, recipe=self.resolved.recipe.model_copy(update=values))
+        resolved = self.phased if steps == PHASED else self.resolved
+        return dataclasses.replace(resolved, recipe=resolved.recipe.model_copy(update=values))
 
     def two_checkpoints(self) -> str:
         """A finished run that kept its last two checkpoints."""
@@ -188,18 +188,18 @@ class Server:
             self.unbroken[steps] = self.root / f"unbroken-{steps}" / "run"
         return self.unbroken[steps]
 
-    def kills(self, seed: int, count: int) -> dict[str, Any]:
+    def kills(self, seed: int, count: int, steps: int = STEPS) -> dict[str, Any]:
         """Kill children until ``count`` died of it; a run that ends is compared and the next one begins."""
-        unbroken = self.reference(STEPS)
+        unbroken = self.reference(steps)
         draw, began = random.Random(seed), time.monotonic()
         result: dict[str, Any] = {"kills": 0, "in_save": 0, "in_removal": 0, "in_start": 0, "torn": 0, "runs": 0}
         result |= {"acknowledged": 0, "problems": []}
         name = ""
         while result["kills"] < count or name:
             if not name:
-                name, acknowledged = f"kills-{seed}-{result['runs']}", 0
+                name, acknowledged = f"kills-{steps}-{seed}-{result['runs']}", 0
                 run = self.root / name / "run"
-            child = Child(self.recipe(name, STEPS))
+            child = Child(self.recipe(name, steps))
             if result["kills"] < count:
                 aim = draw.random()
                 if aim < 0.15:  # while it starts or resumes
@@ -226,7 +226,7 @@ class Server:
                 if good < acknowledged:
                     result["problems"].append(f"kill {result['kills']}: step {acknowledged} was saved, {good} is there")
             elif code == 0:
-                result["problems"] += [f"{name}: {text}" for text in harness.differences(run, unbroken, STEPS)]
+                result["problems"] += [f"{name}: {text}" for text in harness.differences(run, unbroken, steps)]
                 result["runs"] += 1
                 shutil.rmtree(run.parent)
                 name = ""
@@ -234,6 +234,13 @@ class Server:
                 result["problems"].append(f"{name}: exit {code}: {told[-2:]}")
                 break
         return result | {"seconds": round(time.monotonic() - began, 1)}
+
+    def phased_kills(self, seed: int, count: int) -> dict[str, Any]:
+        """The same with a run in phases, and the steps that it chose unbroken."""
+        result = self.kills(seed, count, PHASED)
+        text = (self.reference(PHASED) / "phases.json").read_text()
+        chosen = [(one["chosen_step"], one["last_step"]) for one in json.loads(text)["phases"]]
+        return result | {"chosen": chosen}
 
     def faults(self, mode: str, part: int, parts: int) -> dict[str, Any]:
         """A fault at call N of a session, for N = part, part + parts, ... until the session has no call N.

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sengi.data.conversation import Conversation, Sample
-from sengi.data.mask_batch import Block
+from sengi.conversation import Conversation, Sample
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_write import Progress, Writer
+from sengi.masks.batch import Block
 from sengi.recipe import DataEntry, Recipe
 from sengi.train.distributed import World
 

@@ -79,9 +79,11 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
     """All runs, by number of processes and loss reduction; the first of one process is the reference."""
     from sengi.data.store import StoreOptions
     from sengi.data.store_build import open_store
+    from sengi.model.load import load_tokenizer
     from sengi.recipe import DataEntry
 
-    store = open_store([DataEntry(path=str(folder / "train.jsonl"))], folder / "model", StoreOptions(4096, "drop"))
+    tokenizer = load_tokenizer(folder / "model")
+    store = open_store([DataEntry(path=str(folder / "train.jsonl"))], tokenizer, StoreOptions(4096, "drop"))
     longest = int(store.lengths.max())
     assert longest < 100  # so that all budgets are different
     found: dict[int, dict[str, list[Path]]] = {}

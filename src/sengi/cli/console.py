@@ -6,9 +6,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from sengi.train.observer import Observer
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -26,6 +29,20 @@ def unbreakable() -> Iterator[None]:
         yield
     finally:
         out._file, err._file = before
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Observer]:
+    """While entered, a status line that says how far the tokenizing of the data is; gives what has to be told."""
+    from sengi.train.observer import Observer
+
+    with err.status("reading data") as status:
+
+        class Show(Observer):
+            def tokenizing(self, rows: int, share: float) -> None:
+                status.update(f"tokenizing: {rows:,} rows, {share:.0%} of the files")
+
+        yield Show()
 
 
 class _Unbreakable:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from sengi.cli import plan_advice
 from sengi.cli.console import err, out
 
 if TYPE_CHECKING:
@@ -18,14 +19,17 @@ def plan(
     recipe: Path,
     *,
     set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    probe: int | None = None,
     json: bool = False,
 ) -> int:
-    """Show samples, steps, packs, tokens, time and disk of a run, and why each notable value is what it is.
+    """Show what a run will do and need, what the evidence says about it, and what it would change.
 
     Args:
         recipe: Recipe file (YAML).
         set_: key=value on top of the recipe; may be given several times.
-        json: Print one JSON object instead.
+        probe: Measure the gradient noise of the model on the data with so many micro-batches (16 or more), which tells
+            the batch size at which noise stops to matter. Loads the model, trains nothing.
+        json: Print one JSON object instead: the plan, its advice and the measurement.
     """
     import json as json_module
 
@@ -35,18 +39,24 @@ def plan(
     from sengi.train.run_folder import read_plan
     from sengi.train.setup import set_up
 
-    resolved = resolve_recipe(recipe, set_ or ())
+    resolved, world = resolve_recipe(recipe, set_ or ()), start_world()
     with err.status("reading data") as status:
 
         class Show(Observer):
             def tokenizing(self, rows: int, share: float) -> None:
                 status.update(f"tokenizing: {rows:,} rows, {share:.0%} of the files")
 
-        setup = set_up(resolved, start_world(), Show(), read_plan(Path(resolved.recipe.output_dir)))
+        setup = set_up(resolved, world, Show(), read_plan(Path(resolved.recipe.output_dir)))
+    scale = plan_advice.measure(setup, probe, world) if probe is not None else None
     if json:
-        out.file.write(json_module.dumps(setup.plan.to_dict(), ensure_ascii=False) + "\n")
-    else:
-        print_plan(setup.plan, resolved.recipe)
+        values = setup.plan.to_dict() | {"advice": plan_advice.advice_values(setup.plan, resolved.recipe)}
+        if scale is not None:
+            values["probe"] = plan_advice.probe_values(scale, setup.plan)
+        out.file.write(json_module.dumps(values, ensure_ascii=False) + "\n")
+        return 0
+    print_plan(setup.plan, resolved.recipe)
+    if scale is not None:
+        plan_advice.print_probe(scale, setup.plan)
     return 0
 
 
@@ -63,31 +73,19 @@ def print_plan(plan: RunPlan, recipe: Recipe) -> None:
     out.print(table)
     for warning in plan.warnings:
         out.print(Text(f"note: {warning}", style="yellow"))
+    plan_advice.print_advice(plan, recipe)
 
 
 def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
     """Name and sentence of each line of the plan."""
     from sengi.report.formats import duration
 
-    batch = recipe.effective_batch_size
-    whole = plan.epoch_samples * recipe.num_train_epochs
-    capped = recipe.max_steps is not None and plan.steps == recipe.max_steps and plan.steps * batch < whole
-    seen = plan.steps * batch if capped else whole
     gigabytes = 1e9
     lines = [
         ("model", f"{recipe.model_name_or_path}, {plan.parameters / 1e6:,.1f}M parameters"),
         *_adapter_lines(plan, recipe),
         ("data", f"{plan.samples:,} samples" + _weighted(plan)),
-        (
-            "samples seen",
-            f"{plan.epoch_samples:,} an epoch x {recipe.num_train_epochs} epochs = {whole:,}"
-            + (f", cut to {seen:,} by max_steps {recipe.max_steps}" if capped else ""),
-        ),
-        (
-            "steps",
-            f"{seen:,} samples / {batch:,} a step = {plan.steps:,} optimizer steps"
-            + (f", the last with {plan.last_step_samples:,}" if plan.last_step_samples != batch else ""),
-        ),
+        *_order_lines(plan, recipe),
         (
             "micro-batches",
             f"{plan.packs_per_step:,.1f} packs a step on {plan.world_size} x {plan.device}, at most "
@@ -115,9 +113,52 @@ def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
     ]
     chosen = ("dtype", "max_tokens_per_device", "gradient_checkpointing")
     values: dict[str, Any] = {key: getattr(plan, key) for key in chosen}
+    advised = plan_advice.advice_keys(plan, recipe)
     for key, reason in plan.reasons.items():
+        if key in advised:
+            continue
         lines.append((key, f"{values.get(key, getattr(recipe, key))}   ({reason})"))
     return lines
+
+
+def _order_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
+    """Samples and steps; of a phased run for each phase, and how one follows another."""
+    if recipe.strategy == "phased":
+        return _phase_lines(plan, recipe)
+    (only,) = plan.phases
+    batch = only["effective_batch_size"]
+    last = f", the last with {plan.last_step_samples:,}" if plan.last_step_samples != batch else ""
+    return [
+        ("samples seen", _epochs(only, recipe)),
+        ("steps", f"{only['samples']:,} samples / {batch:,} a step = {plan.steps:,} optimizer steps{last}"),
+    ]
+
+
+def _phase_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
+    asked, seen = recipe.phasing, plan.samples_seen(plan.steps)
+    by = f"by {asked.by}" + (f", split at {', '.join(f'{cut:g}' for cut in asked.cuts)}" if asked.cuts else "")
+    choice = "the last checkpoint" if asked.select == "last" else f"the best checkpoint by {asked.select}"
+    moments = "new optimizer moments" if asked.optimizer == "fresh" else "its optimizer moments"
+    lines = [("phases", f"{len(plan.phases)}, {by}; {choice} of each starts the next, with {moments}")]
+    for phase in plan.phases:
+        replayed = f" ({phase['replayed_samples']:,} replayed)" if phase["replayed_samples"] else ""
+        warmup = f", {phase['warmup_steps']} warm-up steps" if phase["warmup_steps"] else ""
+        lines.append(
+            (
+                f"  {phase['name']}",
+                f"{_epochs(phase, recipe)}{replayed}, / {phase['effective_batch_size']:,} a step = steps "
+                f"{phase['first_step']:,} to {phase['last_step']:,}, learning_rate {phase['learning_rate']:g} "
+                f"{phase['lr_scheduler_type']}{warmup}",
+            )
+        )
+    return [*lines, ("steps", f"{plan.steps:,} optimizer steps over all phases, {seen:,} samples")]
+
+
+def _epochs(phase: dict[str, Any], recipe: Recipe) -> str:
+    """Samples an epoch x epochs = samples, and where max_steps cuts them."""
+    whole = phase["epoch_samples"] * phase["num_train_epochs"]
+    cut = f", cut to {phase['samples']:,} by max_steps {recipe.max_steps}" if phase["samples"] != whole else ""
+    return f"{phase['epoch_samples']:,} an epoch x {phase['num_train_epochs']} epochs = {whole:,}{cut}"
 
 
 def memory_lines(memory: dict[str, Any]) -> list[tuple[str, str]]:
@@ -140,4 +181,5 @@ def _adapter_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _weighted(plan: RunPlan) -> str:
-    return f", {plan.epoch_samples:,} an epoch by weight" if plan.epoch_samples != plan.samples else ""
+    own = plan.epoch_samples - sum(phase["replayed_samples"] for phase in plan.phases)
+    return f", {own:,} an epoch by weight" if own != plan.samples else ""

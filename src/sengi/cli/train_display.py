@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from sengi.cli.plan import print_plan
 from sengi.recipe import Recipe
 from sengi.report.formats import duration, score
 from sengi.report.trackers import Tracker
+from sengi.train.alarms import Alarm
 from sengi.train.observer import Observer
 from sengi.train.run_plan import RunPlan
 
@@ -48,7 +50,8 @@ class TrainDisplay(Observer):
         self._samples = (0, 0)
         self._steps = 0
         self._numbers = ""
-        self._total = 0  # samples of the whole run
+        self._plan: RunPlan | None = None
+        self._saved = ""  # name of the newest checkpoint
         self._told: tuple[int, str, int] | None = None
 
     def __enter__(self) -> TrainDisplay:
@@ -79,7 +82,7 @@ class TrainDisplay(Observer):
         if self._reading is not None:
             self._bar.stop()
             self._bar.remove_task(self._reading)
-        self._total = (plan.steps - 1) * self.recipe.effective_batch_size + plan.last_step_samples
+        self._plan = plan
         print_plan(plan, self.recipe)
         out.file.flush()
         if self.recipe.eval_questions:
@@ -109,16 +112,34 @@ class TrainDisplay(Observer):
             f"loss {record['loss']:.4f}  grad norm {record['grad_norm']:.3f}  "
             f"{record['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
         )
-        self._bar.update(self._task, completed=self._seen, numbers=self._numbers)
+        where, numbers = self._where(record), f"{self._numbers}  {self._saved}".rstrip()
+        self._bar.update(self._task, completed=self._seen, numbers=numbers, description=escape(where))
         if not self._live:
-            err.print(f"step {record['step']}/{self._steps}  {self._numbers}", markup=False, soft_wrap=True)
+            where = f"{where}  " if self.recipe.strategy == "phased" else ""
+            err.print(f"step {record['step']}/{self._steps}  {where}{self._numbers}", markup=False, soft_wrap=True)
         if self._seen == self._samples[1]:
             self._bar.stop()
         for tracker in self.trackers:
             self._tell(tracker.log(record))
 
+    def alarm(self, alarm: Alarm) -> None:
+        """An alarm, above the bar."""
+        self._print(Text(f"alarm: {alarm.sentence}", style="bold red"))
+
+    def _where(self, record: dict[str, Any]) -> str:
+        """Phase and epoch of a step, for example ``skills (2/3), epoch 4/10``."""
+        phases = self._plan.phases if self._plan else []
+        number = next((n for n, phase in enumerate(phases) if record["step"] <= phase["last_step"]), None)
+        if number is None:
+            return "training"
+        epoch = f"epoch {max(1, math.ceil(record['epoch']))}/{phases[number]['num_train_epochs']}"
+        if self.recipe.strategy == "stacked":
+            return f"training, {epoch}"
+        return f"{record['phase']} ({number + 1}/{len(phases)}), {epoch}"
+
     def saved(self, folder: Path) -> None:
         """A checkpoint is safe."""
+        self._saved = folder.name
         self._print(Text(f"saved {folder}"))
 
     def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
@@ -127,7 +148,7 @@ class TrainDisplay(Observer):
         known = [row for row in scores if row["value"] is not None and math.isfinite(row["value"])]
         numbers = {f"{row['task']}/{row['metric']}/{row['group']}": float(row["value"]) for row in known}
         for tracker in self.trackers:
-            self._tell(tracker.evaluated(step, min(step * self.recipe.effective_batch_size, self._total), numbers))
+            self._tell(tracker.evaluated(step, self._plan.samples_seen(step) if self._plan else 0, numbers))
         whole = [row for row in known if row["group"] == "all"]
         for row in whole[:LINES]:
             value = score(row["value"], row["metric"])

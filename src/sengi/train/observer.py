@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sengi.train.alarms import Alarm
 
 
 class Observer:
@@ -26,6 +29,9 @@ class Observer:
 
     def step(self, record: dict[str, Any]) -> None:
         """A step is done; the line of dynamics.jsonl."""
+
+    def alarm(self, alarm: Alarm) -> None:
+        """A step raised an alarm; docs/advice.md says which there are."""
 
     def saved(self, folder: Path) -> None:
         """A checkpoint is safe on disk."""

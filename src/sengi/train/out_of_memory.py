@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from sengi.data.packing import StepPacks
 from sengi.data.store import TokenStore
-from sengi.errors import SengiError
+from sengi.errors import SengiError, one_line
 from sengi.train.distributed import World
 from sengi.train.run_plan import RunPlan
 
@@ -90,7 +90,7 @@ class MemoryGuard:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            cause = _one_line(error)
+            cause = one_line(error, 200)
         # Only here the traceback is gone, and with it the activations that it held
         self._failure = [cause, *size]
         done = self._collectives.done
@@ -166,8 +166,8 @@ def update(optimizer: torch.optim.Optimizer) -> None:
         if not is_out_of_memory(error):
             raise
         raise SengiError(
-            f"out of memory in the optimizer's update ({_one_line(error)}); the last checkpoint is safe; free memory "
-            "and run the same command again, or begin in another output_dir with another optim or use_peft: true"
+            f"out of memory in the optimizer's update ({one_line(error, 200)}); the last checkpoint is safe; free "
+            "memory and run the same command again, or begin in another output_dir with another optim or use_peft: true"
         ) from None
 
 
@@ -177,10 +177,6 @@ def release(model: nn.Module) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _Collectives:

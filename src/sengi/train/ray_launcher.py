@@ -1,17 +1,20 @@
 """One run on a Ray cluster: Ray places and restarts the processes, :func:`sengi.train.run.train` does the rest.
 
 Each worker is a rank, as under torchrun. What goes wrong on one ends all (lifeline.py); Ray then starts all of them
-again, and they continue from the last checkpoint. Nothing of the run is kept by Ray: the run folder is the truth.
+again, and they continue from the last checkpoint. What would go wrong the same way again (bad input, a loss that is not
+finite) and a request to stop end the run at once. Nothing of it is kept by Ray: the run folder is the truth.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sengi.errors import InputError, SengiError
+from sengi import errors
+from sengi.errors import InputError, NonFiniteError, SengiError, StoppedByRequest
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train.distributed import STALL_TIMEOUT
 
@@ -25,12 +28,16 @@ class RayJob:
         workers: processes, one a GPU where there are GPUs.
         gpus: whether each has one.
         restarts: times that Ray starts all of them again after a failure.
+        cpus: cores that Ray sets aside for each.
+        stop_file: asks all of them to save and stop by being there; an absolute path, too.
     """
 
     resolved: ResolvedRecipe
     workers: int
     gpus: bool
     restarts: int = 3
+    cpus: int = 1
+    stop_file: Path | None = None
 
 
 def train_on_ray(job: RayJob) -> Path:
@@ -40,11 +47,12 @@ def train_on_ray(job: RayJob) -> Path:
         The run folder.
 
     Raises:
-        InputError: Ray is not installed, or ``output_dir`` is not absolute.
-        SengiError: the run failed more often than it may be restarted; names the last cause.
+        InputError: Ray is not installed, ``output_dir`` is not absolute, or the run's input is bad.
+        StoppedByRequest: ``stop_file`` asked to stop; the state is saved, the same call continues.
+        SengiError: the run failed, more often than it may be restarted where that could help; names the last cause.
     """
     try:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError:
         raise InputError("Ray is not installed; install it with: pip install 'sengi[ray]'") from None
@@ -54,18 +62,23 @@ def train_on_ray(job: RayJob) -> Path:
             f"output_dir is {folder}: workers have working folders of their own; give an absolute path that all "
             "machines share"
         )
-    with tempfile.TemporaryDirectory(prefix="sengi-ray-") as records:  # Ray's own, of no use after the run
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=job.gpus),
-            torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo", timeout_s=STALL_TIMEOUT),
-            run_config=RunConfig(storage_path=records, failure_config=FailureConfig(max_failures=job.restarts)),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise SengiError(f"{folder}: the run failed under Ray: {_last_line(error)}") from error
+    resources = {"CPU": job.cpus, "GPU": int(job.gpus)}
+    for left in range(job.restarts, -1, -1):
+        with tempfile.TemporaryDirectory(prefix="sengi-ray-") as records:  # Ray's own, of no use after the run
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config={"job": job},
+                scaling_config=ScalingConfig(job.workers, job.gpus, resources_per_worker=resources),
+                torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo", timeout_s=STALL_TIMEOUT),
+                run_config=RunConfig(storage_path=records),
+            )
+            try:
+                trainer.fit()
+                break
+            except Exception as error:  # Ray has its own for each way to fail
+                _raise_what_stays(error)
+                if not left:
+                    raise SengiError(f"{folder}: the run failed under Ray: {_last_line(str(error))}") from error
     return folder
 
 
@@ -73,10 +86,25 @@ def _work(config: dict[str, Any]) -> None:
     """A rank, inside a worker of Ray."""
     from sengi.train.run import train
 
-    train(config["job"].resolved)
+    job: RayJob = config["job"]
+    train(job.resolved, stop_file=job.stop_file)
 
 
-def _last_line(error: BaseException) -> str:
+def _raise_what_stays(error: Exception) -> None:
+    """Raise the error of a rank that would be the same again: Ray hands on its traceback, which ends with it.
+
+    Raises:
+        InputError, NonFiniteError, StoppedByRequest: some rank raised it, with its message.
+    """
+    for failure in getattr(error, "worker_failures", {}).values():
+        found = re.fullmatch(rf"{re.escape(errors.__name__)}\.(\w+): (.+)", _last_line(str(failure)))
+        kind = getattr(errors, found[1], SengiError) if found is not None else SengiError
+        for stays in (InputError, NonFiniteError, StoppedByRequest):
+            if found is not None and issubclass(kind, stays):
+                raise stays(found[2]) from None
+
+
+def _last_line(text: str) -> str:
     """The innermost cause that Ray hands on, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no cause was given"

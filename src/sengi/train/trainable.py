@@ -1,0 +1,51 @@
+"""The base model of a run as it is trained: with its adapter, padding-free, tried, on the device, not yet sharded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sengi.model.checkpointing import checkpoint_layers, transformer_layers
+from sengi.model.load import load_model, load_tokenizer
+from sengi.model.lora import add_adapter, compute_in, load_frozen
+from sengi.model.supervised import SupervisedModel, prepare
+from sengi.train.export import adapter_files, export_files
+from sengi.train.setup import DTYPES, Setup
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model ready for its first step.
+
+    Attributes:
+        model: the model; parameters that are not trained need no gradient.
+        files: what an exported checkpoint holds beside weights, name -> content.
+        autocast: dtype of the computation, or None for float32.
+    """
+
+    model: SupervisedModel
+    files: dict[str, bytes]
+    autocast: torch.dtype | None
+
+
+def load_trainable(setup: Setup, device: torch.device) -> Trainable:
+    """Read the weights of a run's base model and make it what the recipe asks for.
+
+    Raises:
+        ModelError: the model cannot be loaded safely or is not supported.
+    """
+    recipe, dtype = setup.resolved.recipe, DTYPES[setup.plan.dtype]
+    tokenizer = load_tokenizer(setup.model_folder)
+    if recipe.use_peft:
+        lm = load_frozen(setup.model_folder, recipe)
+        files = adapter_files(add_adapter(lm, recipe), tokenizer, recipe.model_name_or_path, setup.model_folder)
+    else:
+        lm = load_model(setup.model_folder)
+        files = export_files(lm, tokenizer, dtype)
+    autocast = dtype if dtype != torch.float32 else None
+    supervised = prepare(lm, device, autocast)
+    if recipe.use_peft and autocast is not None:
+        compute_in(lm, autocast)
+    checkpoint_layers(transformer_layers(supervised), setup.plan.gradient_checkpointing)
+    return Trainable(supervised, files, autocast)
