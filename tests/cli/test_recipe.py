@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sengi.cli.app import run
+from sengi.cli.console import out
+from sengi.presets.evidence import preset_values
 from sengi.recipe import field_names
 from sengi.recipe_sources import preset_names, resolve_recipe
 
@@ -36,15 +38,34 @@ def test_json_schema_names_every_key(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_show_prints_a_preset_with_evidence_on_every_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_a_preset_with_the_evidence_of_every_value(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "_width", 400)  # no cell is folded
     assert run(["recipe", "show", name]) == 0
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert "2412.13337" in lines[0]
-    assert all("#" in line for line in lines)
-    # and each of its values is accepted
-    values = {"model_name_or_path": "m", "data": ["d.jsonl"], "output_dir": "o", "preset": name}
-    resolved = resolve_recipe(values=values)
-    assert f"preset {name}" in resolved.origins.values()
+    title, *table = capsys.readouterr().out.strip().splitlines()
+    assert "2412.13337" in title
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table if line.startswith("│")]
+    assert rows == [[one.key, one.text, one.confidence, one.source] for one in preset_values(name)]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_init_writes_the_values_of_a_preset_out(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "init", name, "--model", "other", "--data", "a b: c.jsonl"]) == 0
+    path = tmp_path / "recipe.yaml"
+    path.write_text(capsys.readouterr().out)
+    resolved = resolve_recipe(path)
+    by_name = resolve_recipe(
+        values={"model_name_or_path": "other", "data": ["a b: c.jsonl"], "preset": name, "output_dir": "runs/first"}
+    )
+    assert resolved.recipe == by_name.recipe.model_copy(update={"preset": None})
+    assert f"preset {name}" in by_name.origins.values()
+
+
+def test_show_without_a_name_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recipe", "show"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in preset_names())
 
 
 def test_show_of_a_file_tells_where_each_value_came_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
