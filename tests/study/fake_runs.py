@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sengi.study.local import Ended
+from sengi.study.run_executor import Ended
 from sengi.study.space import Run
 
 LINES = 10  # steps a run takes between two looks

@@ -23,7 +23,8 @@ from pathlib import Path
 from sengi.errors import InputError, SengiError
 from sengi.recipe_sources import resolve_recipe
 from sengi.storage import lock
-from sengi.study.local import Ended
+from sengi.study.chain import run_chain
+from sengi.study.run_executor import Ended
 from sengi.study.scheduler import run_study
 from sengi.study.space import Run
 from sengi.study.study_file import Executor, StudyRequest, read_study
@@ -46,7 +47,7 @@ class ForkExecutor:
 
     def start(self, run: Run) -> None:
         with self.journal.open("a") as file:
-            file.write(run.name + "\n")
+            file.write(str(run.folder) + "\n")
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -100,7 +101,8 @@ def session(request: StudyRequest, journal: Path) -> int:
     if pid == 0:
         code = 1
         try:
-            run_study(request, make_executor=lambda asked: ForkExecutor(asked, journal))
+            work = run_chain if request.file.stages else run_study
+            work(request, make_executor=lambda asked: ForkExecutor(asked, journal))
             code = 0
         except SengiError as error:
             print(error, file=sys.stderr)
@@ -112,8 +114,9 @@ def session(request: StudyRequest, journal: Path) -> int:
 
 def progress(folder: Path) -> int:
     """Lines of all dynamics and evaluations so far: a clock that does not depend on the machine."""
-    lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("runs/*/dynamics.jsonl"))
-    return lines + len(list(folder.glob("runs/*/evaluations/*.json"))) + len(list(folder.glob("runs/*/outcome.json")))
+    lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("**/runs/*/dynamics.jsonl"))
+    events = ("evaluations/*.json", "outcome.json")
+    return lines + sum(len(list(folder.glob(f"**/runs/*/{event}"))) for event in events)
 
 
 def unbroken_or_killed(request: StudyRequest, kills: int, rng: random.Random) -> list[dict[str, object]]:
@@ -136,7 +139,8 @@ def unbroken_or_killed(request: StudyRequest, kills: int, rng: random.Random) ->
             os.kill(pid, signal.SIGKILL)
         if code is None:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        states = {path.parent.name: json.loads(path.read_text()) for path in request.folder.glob("runs/*/status.json")}
+        found = request.folder.glob("**/runs/*/status.json")
+        states = {str(path.parent): json.loads(path.read_text()) for path in found}
         finished = sorted(name for name, status in states.items() if status["state"] == "finished")
         sessions.append({"started": journal.read_text().split(), "code": code, "finished": finished})
     return sessions

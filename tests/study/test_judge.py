@@ -206,3 +206,20 @@ def test_a_stopped_run_has_no_later_verdict_and_every_verdict_says_why(runs: lis
 
 def test_without_runs_there_is_nothing_to_say() -> None:
     assert judge([], JudgeSettings(100, 1000)) == []
+
+
+def test_runs_of_two_methods_are_judged_apart() -> None:
+    # an adapter's gradient is not a whole model's: its norm says nothing of the other's
+    model = [run(name, pace, norm) for name, pace, norm in (("calm", 1.0, 1.0), ("wild", 1.3, 2.0))]
+    adapter = [
+        replace(one, name=f"lora-{one.name}", settings=f"lora {one.settings}", method="adapter") for one in model
+    ]
+    loud = [replace(one, grad_norm=tuple(50 * norm for norm in one.grad_norm)) for one in adapter]
+    alone = judge(model, SETTINGS)
+    together = judge([*model, *loud], SETTINGS)
+    assert [verdict for verdict in together if not verdict.run.startswith("lora")] == alone
+    stopped = {verdict.run for verdict in together if verdict.state == "stop"}
+    assert stopped == {"wild", "lora-wild"}
+    # without the method, every adapter of these would be stopped by the calm model
+    mixed = judge([*model, *(replace(one, method="") for one in loud)], SETTINGS)
+    assert {verdict.reference for verdict in mixed if verdict.reference} == {"calm"}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sengi.statistics.gradient_noise import noise_part
 from sengi.study.judge import JudgeSettings, judge
-from sengi.study.noise import noise_part
 from sengi.study.signals import History
 
 SIZE = 60  # parameters of the quadratic

@@ -84,7 +84,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"budget_samples": 10}, "budget_samples is 10, but effective_batch_size is 16"),
     ({"budget_sample": 10}, "a study has no key 'budget_sample'; did you mean 'budget_samples'?"),
     ({"executor": {"parallell": 2}}, "no key 'executor.parallell'; did you mean 'parallel'?"),
-    ({"executor": "cluster"}, "executor.kind: must be 'local', got 'cluster'"),
+    ({"executor": "cluster"}, "executor.kind: must be 'local' or 'ray', got 'cluster'"),
     (
         {"early_termination": {"mode": "kill"}},
         "early_termination.mode: must be 'off', 'advise' or 'terminate', got 'kill'",

@@ -50,6 +50,7 @@ app.command("sengi.cli.env:env", name="env", help="Print versions and hardware, 
 
 study = App(name="study", help="Run many recipes, stop losers early, rank the rest.")
 study.default(run_study)
+study.command("sengi.cli.study_init:init", name="init", help="Print a study of one of the paper's questions.")
 study.command("sengi.cli.study:status", name="status", help="Show the runs of a study.")
 study.command("sengi.cli.study:stop", name="stop", help="Ask a study to save its runs and stop.")
 study.command("sengi.cli.study:resume", name="resume", help="Continue a study.")

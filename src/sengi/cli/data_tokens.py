@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from sengi.data.conversation import Conversation, Sample
+    from sengi.conversation import Conversation, Sample
 
 SHOWN = 5  # samples that a person looks at
 SUPERVISED = "bold black on green"
@@ -31,8 +31,8 @@ def tokens(file: str, *, model: str, limit: int | None = None, json: bool = Fals
         Print one JSON line a sample instead: input_ids and loss_mask (1: supervised).
     """
     from sengi.cli.console import err, out
-    from sengi.data.masks import Masker
     from sengi.errors import MaskError, RecipeError
+    from sengi.masks.masker import Masker
     from sengi.model.load import load_tokenizer
     from sengi.model.resolve import resolve_model
 

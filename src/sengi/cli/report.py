@@ -1,4 +1,4 @@
-"""``sengi report``: one run as a page, as Markdown and as pictures."""
+"""``sengi report``: one run, or one study, as a page, as Markdown and as pictures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from sengi.report.tables import Table
 
 
-def report(run: Path | None = None, *, output: Path | None = None, reference: bool = False) -> int:
-    """Write the report of one run: report.html (one self-contained page), report.md and figures/*.png.
+def report(*runs: Path, output: Path | None = None, reference: bool = False) -> int:
+    """Write the report of a run or of a study: report.html (one self-contained page), report.md and figures/*.png.
 
-    A run that is young, still running or failed gets a report too; it says what is missing.
+    A run or study that is young, at work or failed gets a report too; it says what is missing.
+
+    Of several studies: claims.md, the paper's claims over all of them.
 
     Args:
-        run: Run folder, the output_dir of its recipe; may be left out with --reference.
-        output: Folder to write to; the run folder itself when left out.
+        runs: Run folder, the output_dir of its recipe, or study folder; may be left out with --reference.
+        output: Folder to write to; the folder itself when left out. Needed for several studies.
         reference: Add the scores that the paper prints, beside those of the run, and print them here, too.
 
     Returns:
@@ -27,6 +29,9 @@ def report(run: Path | None = None, *, output: Path | None = None, reference: bo
     """
     from sengi.report.reference import reference_tables
 
+    if len(runs) > 1:
+        return _claims(runs, output)
+    run = runs[0] if runs else None
     if run is None and not reference:
         raise InputError("no run folder; write sengi report RUN, or sengi report --reference for the paper's scores")
     if run is None:
@@ -35,13 +40,34 @@ def report(run: Path | None = None, *, output: Path | None = None, reference: bo
     from sengi.report.run_folder import read_run
     from sengi.report.scores import compare_scores
     from sengi.report.write import write_report
+    from sengi.study.results import is_study
 
+    if is_study(run):
+        from sengi.report.study_write import write_study_report
+
+        if reference:
+            raise InputError(f"{run}: is a study, and --reference is for a run; give a run folder in {run}/runs")
+        _print_files(write_study_report(run, output))
+        return 0
     if reference:
         folder = read_run(run)
         _print_tables(reference_tables(folder, compare_scores(folder)))
-    for path in write_report(run, output, reference=reference):
-        out.print(str(path), markup=False, soft_wrap=True)
+    _print_files(write_report(run, output, reference=reference))
     return 0
+
+
+def _claims(studies: tuple[Path, ...], output: Path | None) -> int:
+    from sengi.report.study_claims import write_claims
+
+    if output is None:
+        raise InputError("several studies have no folder in common: add --output FOLDER for their claims.md")
+    _print_files([write_claims(studies, output)])
+    return 0
+
+
+def _print_files(files: list[Path]) -> None:
+    for path in files:
+        out.print(str(path), markup=False, soft_wrap=True)
 
 
 def _print_tables(tables: list[Table]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,11 +13,8 @@ from sengi.cli.console import err, out, unbreakable
 from sengi.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from sengi.study.replay_study import StudyReplay
 
-STYLES = {"finished": "green", "running": "cyan", "stopping": "yellow", "stopped": "yellow", "failed": "red"}
 PATIENCE = 3600  # seconds that 'sengi study stop' waits for the runs to save
 
 
@@ -31,14 +28,18 @@ def study(study_file: Path) -> int:
         0 done, 1 a run failed, 2 bad input, 3 stopped with all states saved.
     """
     from sengi.cli.study_display import StudyDisplay
+    from sengi.cli.study_table import print_runs
+    from sengi.study.chain import run_chain
     from sengi.study.scheduler import run_study
     from sengi.study.study_file import read_study
 
     request = read_study(study_file)
     with unbreakable(), StudyDisplay() as display:
-        rows = run_study(request, display)
-    out.print(table(rows, request.file.minimize))
+        rows = (run_chain if request.file.stages else run_study)(request, display)
+    print_runs(rows, request.file.minimize)
+    print_answer(request.folder)
     out.print(f"study   {request.folder}", soft_wrap=True, markup=False)
+    print_report(request.folder)
     failed = [row["name"] for row in rows if row["state"] == "failed"]
     if failed:
         err.print(f"{len(failed)} runs failed: {', '.join(failed)}; the same command tries them again", markup=False)
@@ -61,6 +62,8 @@ def status(study_file: Path, *, json: bool = False) -> int:
         study_file: Study file or study folder.
         json: Print study.json instead.
     """
+    from sengi.cli.study_table import print_runs
+
     folder = _folder(study_file)
     text = (folder / "study.json").read_text(encoding="utf-8")
     if json:
@@ -68,7 +71,8 @@ def status(study_file: Path, *, json: bool = False) -> int:
         return 0
     summary = json_module.loads(text)
     alive = _pid_at_work(folder)
-    out.print(table(summary["runs"], summary["minimize"]))
+    print_runs(summary["runs"], summary["minimize"])
+    print_answer(folder)
     state = summary["state"] if alive or summary["state"] != "running" else "interrupted; the same command continues it"
     out.print(f"{folder}: {state}" + (f", process {alive}" if alive else ""), soft_wrap=True, markup=False)
     for row in summary["runs"]:
@@ -107,12 +111,13 @@ def replay(
         json: Print one JSON object instead.
         output: Also write every number to this JSON file.
     """
+    from sengi.study.chain import stage_folders
     from sengi.study.replay_study import replay_study
 
     if not studies:
         raise InputError("sengi study replay needs one or more study folders")
     with err.status("replaying"):
-        replays = [replay_study(_folder(path)) for path in studies]
+        replays = [replay_study(folder) for path in studies for folder in stage_folders(_folder(path))]
     text = json_module.dumps({"studies": [one.to_dict() for one in replays]}, indent=1, ensure_ascii=False) + "\n"
     if output is not None:
         output.write_text(text, encoding="utf-8")
@@ -124,36 +129,34 @@ def replay(
     return 0
 
 
-def table(rows: list[dict[str, Any]], minimize: bool) -> Table:
-    """The runs as people read them, the best finished one marked."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
+def print_answer(folder: Path) -> None:
+    """What the stages of a study chose, and the question and answer of the paper that it was made from."""
+    from sengi.study.recording import read_mapping
     from sengi.study.space import settings_text
+    from sengi.study.study_presets import PRESETS
 
-    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    drawn.add_column("run", no_wrap=True)
-    drawn.add_column("settings", min_width=18)
-    drawn.add_column("state", no_wrap=True)
-    for column in ("samples", "loss", "grad norm", "score"):
-        drawn.add_column(column, justify="right", no_wrap=True)
-    drawn.add_column("verdict", no_wrap=True)
-    scores = [row["score"] for row in rows if row["score"] is not None]
-    best = (min(scores) if minimize else max(scores)) if scores else None
-    for row in rows:
-        score = Text(_number(row["score"]), style="bold green" if row["score"] == best and best is not None else "")
-        drawn.add_row(
-            row["name"],
-            Text(settings_text(row["settings"])),
-            Text(row["state"], style=STYLES.get(row["state"], "")),
-            f"{row['samples_seen']:,}",
-            _number(row["loss"]),
-            _number(row["grad_norm"]),
-            score,
-            row["verdict"] or "",
-        )
-    return drawn
+    summary = read_mapping(folder / "study.json")
+    for stage in summary.get("stages", []):
+        out.print(stage["sentence"], soft_wrap=True, markup=False)
+    if best := summary.get("best"):
+        out.print(f"best settings so far: {settings_text(best)}", soft_wrap=True, markup=False)
+    preset = PRESETS.get(read_mapping(folder / "request.json").get("preset") or "")
+    if preset is not None:
+        out.print(f"question  {preset.question}", soft_wrap=True, markup=False)
+        out.print(f"the paper says  {preset.answer} ({preset.source})", soft_wrap=True, markup=False)
+
+
+def print_report(folder: Path) -> None:
+    """Write the report of a study that has ended, and say where."""
+    from sengi.report.study_write import write_study_report
+
+    try:
+        pages = [path for path in write_study_report(folder) if path.suffix == ".html"]
+    except InputError as error:  # the runs are done; a page that cannot be drawn does not undo that
+        out.print(f"report  not written: {error}", soft_wrap=True, markup=False)
+        return
+    for page in pages:
+        out.print(f"report  {page}", soft_wrap=True, markup=False)
 
 
 def print_replay(one: StudyReplay) -> None:
@@ -177,10 +180,6 @@ def print_replay(one: StudyReplay) -> None:
     out.print(drawn)
     for sentence in [*one.findings, *one.left_out]:
         out.print(sentence, soft_wrap=True, markup=False)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _folder(path: Path) -> Path:

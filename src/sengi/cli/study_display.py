@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sengi.cli.console import err
-from sengi.cli.study import table
+from sengi.cli.study_table import table
 from sengi.study.scheduler import StudyObserver
 
 MOST_ROWS = 40  # of a live table: the runs that are at work first

@@ -14,11 +14,20 @@ import numpy as np
 
 from sengi.errors import InputError
 from sengi.report import formats
+from sengi.report.alarms import alarm_marks
 from sengi.report.curves import Curve, HeldOut, clip_norm, curves_of, held_out_of
+from sengi.report.phases import border_marks, chosen_marks
 from sengi.report.run_folder import RunFolder
 from sengi.report.timeline import ScoreCurve, score_curves
 
-COLOURS = {"loss": "#3b82c4", "grad_norm": "#d9822b", "learning_rate": "#2f9e74", "held_out": "#c2417c"}
+COLOURS = {
+    "loss": "#3b82c4",
+    "grad_norm": "#d9822b",
+    "learning_rate": "#2f9e74",
+    "held_out": "#c2417c",
+    "chosen": "#7c5cc4",
+    "alarm": "#c0392b",
+}
 SCORE_COLOURS = ("#3b82c4", "#d9822b", "#2f9e74", "#c2417c", "#7c5cc4", "#8a6d3b", "#3aa6b9", "#6b7280", "#b5a100")
 MUTED = "#7d8590"
 HEIGHT = {"loss": 320, "grad_norm": 250, "learning_rate": 190}
@@ -59,6 +68,8 @@ def chart_json(run: RunFolder) -> str | None:
     _start_at_zero(figures[2], curves[2])
     if scores := drawn_scores(run):
         figures.insert(1, _score_figure(scores, x_range))
+    _add_phases(figures, run)
+    _add_alarms(figures, run)
     figures[-1].xaxis.axis_label = "step"
     layout = column(figures, sizing_mode="stretch_width", spacing=6)
     return json.dumps(json_item(layout), allow_nan=False, separators=(",", ":"))
@@ -94,11 +105,11 @@ def _figure(curve: Curve, x_range: Any) -> Any:
     tips = [(curve.title, "@y{0.0000e+0}" if curve.key == "learning_rate" else "@y{0.0000}")]
     tips += [("step", "@step{0,0}"), ("samples", "@samples{0,0}"), ("tokens", "@tokens{0,0}")]
     plot.add_tools(HoverTool(renderers=[raw], tooltips=tips, mode="vline", line_policy="nearest"))
-    _calm(plot)
+    calm(plot)
     return plot
 
 
-def _calm(plot: Any) -> None:
+def calm(plot: Any) -> None:
     """Thin lines, no boxes, nothing painted behind: the page shines through in both themes."""
     plot.background_fill_color = plot.border_fill_color = None
     plot.outline_line_color = None
@@ -144,12 +155,49 @@ def _add_held_out(plot: Any, held_out: HeldOut) -> None:
     tips = [("held-out loss", "@y{0.0000}"), ("of", "@name"), ("step", "@step{0,0}")]
     plot.add_tools(HoverTool(renderers=[dots], tooltips=tips))
     plot.legend[0].location = "top_right"
-    _calm_legend(plot)
+    calm_legend(plot)
+
+
+def _add_phases(figures: list[Any], run: RunFolder) -> None:
+    """A dotted line in every figure where a phase begins, and on the loss the checkpoints that were chosen."""
+    from bokeh.models import ColumnDataSource, HoverTool
+
+    sources = {}
+    for name, marks in (("phases", border_marks(run)), ("chosen", chosen_marks(run))):
+        columns = {"x": marks.axes["step"], "y": marks.values, **marks.axes, "name": marks.names}
+        sources[name] = ColumnDataSource(columns)
+        sources[name].name = f"source-{name}"
+    if sources["phases"].data["name"]:
+        for figure in figures:
+            figure.vspan(x="x", source=sources["phases"], line_color=MUTED, line_dash="dotted", line_width=1.4)
+        figures[0].title.text += ", dotted: a phase begins"
+    if sources["chosen"].data["name"]:
+        stars = figures[0].scatter("x", "y", source=sources["chosen"], marker="star", size=15, color=COLOURS["chosen"])
+        tips = [("checkpoint", "@name"), ("step", "@step{0,0}"), ("samples", "@samples{0,0}")]
+        figures[0].add_tools(HoverTool(renderers=[stars], tooltips=tips))
+        figures[0].title.text += ", star: the checkpoint chosen in it"
 
 
 def drawn_scores(run: RunFolder) -> list[ScoreCurve]:
     """The score curves that share an axis from 0 to 100%, as many as can be told apart."""
     return [curve for curve in score_curves(run) if formats.is_share(curve.metric)][: len(SCORE_COLOURS)]
+
+
+def _add_alarms(figures: list[Any], run: RunFolder) -> None:
+    """A dashed line in every figure where an alarm was raised, and its name at the loss."""
+    from bokeh.models import ColumnDataSource, HoverTool
+
+    marks = alarm_marks(run)
+    if not marks.names:
+        return
+    source = ColumnDataSource({"x": marks.axes["step"], "y": marks.values, **marks.axes, "name": marks.names})
+    source.name = "source-alarms"
+    for figure in figures:
+        figure.vspan(x="x", source=source, line_color=COLOURS["alarm"], line_dash="dashed", line_width=1.2)
+    points = figures[0].scatter("x", "y", source=source, marker="triangle", size=11, color=COLOURS["alarm"])
+    tips = [("alarm", "@name"), ("step", "@step{0,0}"), ("samples", "@samples{0,0}")]
+    figures[0].add_tools(HoverTool(renderers=[points], tooltips=tips))
+    figures[0].title.text += ", dashed: an alarm"
 
 
 def _score_figure(scores: list[ScoreCurve], x_range: Any) -> Any:
@@ -177,15 +225,16 @@ def _score_figure(scores: list[ScoreCurve], x_range: Any) -> Any:
         dots = plot.scatter("x", "y", source=source, color=colour, size=7)
         tips = [("score", "@y{0.0}% (@low{0.0} to @high{0.0})"), ("of", "@name"), ("step", "@step{0,0}")]
         plot.add_tools(HoverTool(renderers=[dots], tooltips=[*tips, ("samples", "@samples{0,0}")]))
-    _calm(plot)
-    _calm_legend(plot)
+    calm(plot)
+    calm_legend(plot)
     plot.add_layout(plot.legend[0], "below")
     plot.legend[0].orientation = "horizontal"
     plot.legend[0].ncols = 3
     return plot
 
 
-def _calm_legend(plot: Any) -> None:
+def calm_legend(plot: Any) -> None:
+    """A legend without a box."""
     legend = plot.legend[0]
     legend.background_fill_color = legend.border_line_color = None
     legend.label_text_color = MUTED

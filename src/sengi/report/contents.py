@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sengi.report import formats
+from sengi.report.alarms import alarm_table, alarms_of
 from sengi.report.curves import POINTS, SMOOTH_FROM, clipped_share
+from sengi.report.phases import phase_table
 from sengi.report.recipe_tables import commands, paper_table, recipe_table, throughput_table
 from sengi.report.reference import reference_tables
 from sengi.report.run_folder import RunFolder, as_mapping, as_number, read_run
@@ -33,9 +35,11 @@ class Report:
         reference: the paper's scores, where they were asked for.
         examples: answers before and after.
         milestones: the curves in numbers.
+        phases: one row a phase; no rows in a stacked run.
         timeline: scores over the training; no rows where they were taken before and after only.
         data, paper, recipe, throughput, environment: tables.
         lengths: edges and counts of the length histogram; both empty without a plan.
+        alarms: one row an alarm; no rows in a run without.
         curve_notes: what was thinned, smoothed and clipped.
         commands: (purpose, command).
     """
@@ -50,6 +54,8 @@ class Report:
     reference: list[Table]
     examples: list[Example]
     milestones: Table
+    phases: Table
+    alarms: Table
     timeline: Table
     data: list[Table]
     lengths: tuple[list[float], list[float]]
@@ -86,6 +92,8 @@ def build_report(path: Path, now: float, reference: bool = False) -> Report:
         reference=reference_tables(run, comparisons) if reference else [],
         examples=pick_examples(run),
         milestones=milestone_table(run),
+        phases=phase_table(run),
+        alarms=alarm_table(alarms_of(run)),
         timeline=timeline_table(run),
         data=data_tables(run),
         lengths=_lengths(run),

@@ -82,15 +82,20 @@ def axes_of(run: RunFolder) -> dict[str, Numbers]:
     }
 
 
-def held_out_of(run: RunFolder) -> HeldOut:
-    """The held-out losses; step 0 lies at the origin of every axis, a later one at its step's end."""
-    losses = held_out_losses(run)
-    steps = np.array([step for step, _ in losses], dtype=np.float64)
+def positions(run: RunFolder, steps: Numbers) -> dict[str, Numbers]:
+    """Where the ends of ``steps``, shape (k,), lie on each x axis; step 0 lies at the origin."""
     axes = {"step": steps}
     known = run.dynamics["step"]
     for name, axis in axes_of(run).items():
         if name != "step":
             axes[name] = np.interp(steps, np.concatenate(([0.0], known)), np.concatenate(([0.0], axis)))
+    return axes
+
+
+def held_out_of(run: RunFolder) -> HeldOut:
+    """The held-out losses; step 0 lies at the origin of every axis, a later one at its step's end."""
+    losses = held_out_losses(run)
+    axes = positions(run, np.array([step for step, _ in losses], dtype=np.float64))
     columns = ([getattr(score, end) for _, score in losses] for end in ("value", "low", "high"))
     values, low, high = (np.array(column, dtype=np.float64) for column in columns)
     return HeldOut(axes, values, low, high, [f"{score.task}, {score.group}" for _, score in losses])

@@ -10,9 +10,12 @@ import numpy as np
 
 from sengi.errors import InputError
 from sengi.report import formats
+from sengi.report.alarms import alarm_marks
 from sengi.report.charts import COLOURS, MUTED, SCORE_COLOURS, drawn_scores
 from sengi.report.contents import Report
 from sengi.report.curves import Curve, HeldOut, clip_norm, curves_of, held_out_of
+from sengi.report.phases import border_marks, chosen_marks
+from sengi.report.run_folder import RunFolder
 from sengi.report.scores import Comparison
 from sengi.report.timeline import ScoreCurve
 
@@ -37,7 +40,7 @@ def draw_figures(report: Report) -> dict[str, bytes]:
     for curve in curves_of(report.run):
         held_out = held_out_of(report.run) if curve.key == "loss" else None
         clip = clip_norm(report.run) if curve.key == "grad_norm" else math.nan
-        pictures[f"{curve.key}.png"] = _draw_curve(curve, held_out, clip)
+        pictures[f"{curve.key}.png"] = _draw_curve(curve, held_out, clip, report.run)
     if scores := drawn_scores(report.run):
         pictures["score_curves.png"] = _draw_score_curves(scores)
     shares = [c for c in report.comparisons if formats.is_share(c.before.metric) and not c.part_of]
@@ -72,7 +75,7 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_curve(curve: Curve, held_out: HeldOut | None, clip: float) -> bytes:
+def _draw_curve(curve: Curve, held_out: HeldOut | None, clip: float, run: RunFolder) -> bytes:
     figure, axes = _axes(3.0 if curve.key != "learning_rate" else 2.2)
     steps, colour = curve.axes["step"], COLOURS[curve.key]
     faint = 0.4 if curve.smooth is not None else 1.0
@@ -89,6 +92,14 @@ def _draw_curve(curve: Curve, held_out: HeldOut | None, clip: float) -> bytes:
     bottom, top = axes.get_ylim()
     if math.isfinite(clip) and bottom <= clip <= top:
         axes.axhline(clip, color=MUTED, linestyle="--", linewidth=0.8, label=f"clipped above {clip:g}")
+    for number, border in enumerate(border_marks(run).axes["step"]):
+        axes.axvline(border, color=MUTED, linestyle=":", linewidth=1, label="a phase begins" if number == 0 else None)
+    for number, raised in enumerate(alarm_marks(run).axes["step"]):
+        label = "an alarm" if number == 0 else None
+        axes.axvline(raised, color=COLOURS["alarm"], linestyle="--", linewidth=1, label=label)
+    if curve.key == "loss" and (chosen := chosen_marks(run)).names:
+        style = {"marker": "*", "markersize": 10, "linestyle": "", "label": "chosen in its phase"}
+        axes.plot(chosen.axes["step"], chosen.values, color=COLOURS["chosen"], **style)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(curve.title, fontsize=9)
     if len(axes.get_legend_handles_labels()[1]) > 1:

@@ -29,35 +29,38 @@ def render_markdown(report: Report, figures: list[str]) -> str:
     parts += ["\n".join(f"- {escape(line)}" for line in verdict.outcome)]
     parts += [f"> **Look at this:** {escape(line)}" for line in verdict.warnings]
     if report.figures:
-        parts.append(_facts(report.figures))
+        parts.append(facts_line(report.figures))
     parts.append("## Curves")
-    parts += [_picture(name, CAPTIONS[name]) for name in CAPTIONS if name in figures]
+    parts += [picture(name, CAPTIONS[name]) for name in CAPTIONS if name in figures]
     parts += (
-        [" ".join(report.curve_notes), *_table(report.milestones)]
+        [" ".join(report.curve_notes), *markdown_table(report.milestones)]
         if report.run.steps
         else ["No step was recorded yet."]
     )
+    parts += markdown_table(report.phases)
+    if report.alarms.rows:
+        parts += ["## Alarms", *markdown_table(report.alarms, heading=False)]
     parts.append("## Before and after")
     if "scores.png" in figures:
-        parts.append(_picture("scores.png", "Share of right answers before and after"))
-    parts += _table(report.timeline)
+        parts.append(picture("scores.png", "Share of right answers before and after"))
+    parts += markdown_table(report.timeline)
     for table in report.scores:
-        parts += _table(table)
+        parts += markdown_table(table)
     if not report.scores:
         parts.append("No evaluation was written yet.")
     if report.reference:
-        parts += ["## The paper's scores", *(block for table in report.reference for block in _table(table))]
+        parts += ["## The paper's scores", *(block for table in report.reference for block in markdown_table(table))]
     if report.examples:
         parts += ["## Answers", _answers(report.examples)]
     parts.append("## Data")
     for table in report.data:
-        parts += _table(table)
+        parts += markdown_table(table)
     if "lengths.png" in figures:
-        parts.append(_picture("lengths.png", "Length of the samples in tokens"))
-    parts += ["## Recipe", *_table(report.paper), *_table(report.recipe)]
-    parts += ["## Throughput", *_table(report.throughput, heading=False)]
-    parts += ["## Environment", *_table(report.environment, heading=False)]
-    parts += ["## Again", *(f"{escape(purpose)}:\n\n{_code(command)}" for purpose, command in report.commands)]
+        parts.append(picture("lengths.png", "Length of the samples in tokens"))
+    parts += ["## Recipe", *markdown_table(report.paper), *markdown_table(report.recipe)]
+    parts += ["## Throughput", *markdown_table(report.throughput, heading=False)]
+    parts += ["## Environment", *markdown_table(report.environment, heading=False)]
+    parts += ["## Again", *(f"{escape(purpose)}:\n\n{code_block(command)}" for purpose, command in report.commands)]
     notes = [f"missing: {line}" for line in report.run.missing] + report.run.repairs
     if notes:
         parts += ["## Missing or mended while reading", "\n".join(f"- {escape(line)}" for line in notes)]
@@ -74,7 +77,7 @@ def escape(text: str) -> str:
     return escaped.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _table(table: Table, heading: bool = True) -> list[str]:
+def markdown_table(table: Table, heading: bool = True) -> list[str]:
     """Heading, table and note as separate blocks; nothing for a table without rows."""
     if not table.rows:
         return []
@@ -85,7 +88,8 @@ def _table(table: Table, heading: bool = True) -> list[str]:
     return [*blocks, lines, *([escape(table.note)] if table.note else [])]
 
 
-def _facts(facts: list[tuple[str, str]]) -> str:
+def facts_line(facts: list[tuple[str, str]]) -> str:
+    """Labels above their values, as one table."""
     rows = [[escape(label) for label, _ in facts], ["---"] * len(facts), [escape(value) for _, value in facts]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
@@ -109,11 +113,12 @@ def _marked(prediction: str, right: bool) -> str:
     return f"{'✓' if right else '✗'} {escape(shorten(prediction)) or '(nothing)'}"
 
 
-def _picture(name: str, caption: str) -> str:
+def picture(name: str, caption: str) -> str:
+    """A picture that lies in ``figures/`` beside the file."""
     return f"![{caption}](figures/{name})"
 
 
-def _code(command: str) -> str:
+def code_block(command: str) -> str:
     """A command as a code block; its fence is longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", command)), default=0)
     fence = "`" * max(3, longest + 1)

@@ -12,7 +12,7 @@
   Bokeh.embed.embed_item(item, "charts").then(function () {
     const page = Bokeh.documents[Bokeh.documents.length - 1];
     const figures = keys.map((key) => page.get_model_by_name("figure-" + key)).filter(Boolean);
-    const sources = keys.concat("held_out").map((key) => page.get_model_by_name("source-" + key)).filter(Boolean);
+    const sources = keys.concat("held_out", "phases", "chosen", "alarms").map((key) => page.get_model_by_name("source-" + key)).filter(Boolean);
     for (let i = 0, one; (one = page.get_model_by_name("source-scores-" + i)); i++) sources.push(one);
     const times = sources[0].data.time;
     const [unit, unitName] = timeUnit(times[times.length - 1]);

@@ -59,10 +59,9 @@ def _paper_row(run: RunFolder, paper: PaperValue) -> Row:
 
 def _in_use(run: RunFolder, key: str) -> Any:
     """The value that the run worked with; ``auto`` is what the plan made of it."""
-    if key == "strategy":
-        # A recipe has no key for it: the records of the steps say which phase each was.
-        return "stacked" if set(run.phases) <= {"", "stacked"} else "phased"
     value = run.recipe.get(key)
+    if key == "strategy" and value is None:  # of a run before there was this key
+        return "stacked"
     planned = run.plan.get(key)
     if value == "auto" and isinstance(planned, (str, int)):
         return planned.removeprefix("torch.") if isinstance(planned, str) else planned

@@ -28,6 +28,8 @@ DYNAMICS_NUMBERS = (
     "num_supervised_tokens",
     "loss",
     "grad_norm",
+    "half_grad_norm",
+    "half_share",
     "learning_rate",
     "tokens_per_second",
     "mfu",
@@ -90,6 +92,7 @@ class RunFolder:
         recipe, plan, environment, status: their files; empty when missing.
         dynamics: one float64 column a key of ``DYNAMICS_NUMBERS``, shape (steps,), NaN where a value is missing.
         phases: phase of each step, same order.
+        handovers: of a phased run, the records of phases.json.
         evaluations: by step, ascending.
         checkpoints: steps of the ``checkpoint-<step>`` folders, ascending.
         missing: files that a complete run has and this one lacks.
@@ -103,6 +106,7 @@ class RunFolder:
     status: dict[str, Any] = field(default_factory=dict)
     dynamics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     phases: list[str] = field(default_factory=list)
+    handovers: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -130,6 +134,9 @@ def read_run(path: Path) -> RunFolder:
     run.plan = _mapping(run, "plan.json")
     run.environment = _mapping(run, "environment.json")
     run.status = _mapping(run, "status.json")
+    if (path / "phases.json").exists():
+        ended = _mapping(run, "phases.json").get("phases")
+        run.handovers = [as_mapping(record) for record in ended] if isinstance(ended, list) else []
     _read_dynamics(run)
     _read_evaluations(run)
     found = (re.fullmatch(r"checkpoint-(\d{1,12})", entry.name) for entry in path.iterdir() if entry.is_dir())
@@ -137,7 +144,7 @@ def read_run(path: Path) -> RunFolder:
     if not run.evaluations:
         run.missing.append("evaluations/: the scores (set eval_data, eval_questions or eval_tasks in the recipe)")
     if len(run.missing) == len(EXPECTED) + 1 and not run.checkpoints:
-        raise InputError(f"{path}: not a run folder (no recipe.yaml, status.json or dynamics.jsonl in it)")
+        raise InputError(f"{path}: not a run folder (no recipe.yaml, status.json or dynamics.jsonl in it) and no study")
     return run
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sengi.evaluate.metrics import is_higher_better
 from sengi.evaluate.selection import samples_to_peak
 from sengi.report import formats
-from sengi.report.curves import axes_of
+from sengi.report.curves import positions
 from sengi.report.run_folder import RunFolder, Score
 from sengi.report.scores import group_of_task
 from sengi.report.tables import Row, Table
@@ -71,11 +71,7 @@ def score_curves(run: RunFolder) -> list[ScoreCurve]:
 
 def _curve(run: RunFolder, task: str, metric: str, taken: list[tuple[int, float, Score]]) -> ScoreCurve:
     steps = np.array([step for step, _, _ in taken], dtype=np.float64)
-    axes = {"step": steps}
-    known = np.concatenate(([0.0], run.dynamics["step"]))
-    for name, axis in axes_of(run).items():
-        if name != "step":
-            axes[name] = np.interp(steps, known, np.concatenate(([0.0], axis)))
+    axes = positions(run, steps)
     said = np.array([seen for _, seen, _ in taken])
     axes["samples"] = np.where(np.isfinite(said), said, axes["samples"])
     columns = (np.array([getattr(score, end) for _, _, score in taken]) for end in ("value", "low", "high"))

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sengi.report import formats
+from sengi.report.alarms import alarms_of, suggestions_of
 from sengi.report.run_folder import RunFolder, as_number
 from sengi.report.scores import Comparison
 
@@ -48,7 +49,9 @@ def judge_run(run: RunFolder, comparisons: list[Comparison], now: float) -> Verd
     outcome = tuple(_outcome(c) for c in _headlines(comparisons))
     if not outcome:
         outcome = ("No score was taken yet, so this page cannot say whether the training helped.",)
-    return Verdict(state, _progress(run, state, now), outcome, tuple(_warnings(run, comparisons)))
+    progress = _progress(run, state, now)
+    alarms = [alarm.sentence for alarm in alarms_of(run) if alarm.seen not in progress]
+    return Verdict(state, progress, outcome, (*alarms, *_warnings(run, comparisons)))
 
 
 def _state(run: RunFolder, now: float) -> State:
@@ -133,6 +136,7 @@ def _metric_name(c: Comparison) -> str:
 def _warnings(run: RunFolder, comparisons: list[Comparison]) -> list[str]:
     planned = run.plan.get("warnings")
     found = [str(line) for line in planned] if isinstance(planned, list) else []
+    found += [f"{line.key} {line.value} → {line.suggestion}: {line.reason}." for line in suggestions_of(run)]
     if bad := non_finite_steps(run):
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         found.append(f"Loss or gradient norm is not a finite number at {len(bad)} steps ({shown}).")

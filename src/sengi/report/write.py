@@ -32,13 +32,28 @@ def write_report(
     """
     report = build_report(run, time.time() if now is None else now, reference)
     pictures = draw_figures(report)
-    # Everything is made before anything is written: a failure leaves the last report whole.
+    return write_files(output or run, render_page(report), render_markdown(report, list(pictures)), pictures)
+
+
+def write_files(folder: Path, page: str, markdown: str, pictures: dict[str, bytes]) -> list[Path]:
+    """Write a report whose parts are all made: a failure before leaves the last one whole.
+
+    Args:
+        folder: to write to; made if missing.
+        page, markdown: the texts.
+        pictures: PNG bytes by file name.
+
+    Returns:
+        The files written, the page first.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
     files = {
-        "report.html": render_page(report).encode(),
-        "report.md": render_markdown(report, list(pictures)).encode(),
-        **{f"figures/{name}": picture for name, picture in pictures.items()},
+        "report.html": page.encode(),
+        "report.md": markdown.encode(),
+        **{f"figures/{name}": content for name, content in pictures.items()},
     }
-    folder = output or run
     storage.create_folder(folder / "figures")
     for name, content in files.items():
         storage.write_file(folder / name, content)

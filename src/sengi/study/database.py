@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sengi import storage
 from sengi.errors import InputError
-from sengi.study.study_file import Range, StudyFile
+from sengi.study.dimensions import Bundles, Range
+from sengi.study.study_file import StudyFile
 
 if TYPE_CHECKING:
     import optuna
@@ -64,7 +65,7 @@ class Database:
                 return
             raise InputError(
                 f"storage: the database {file.storage or FILE} cannot be used ({_first_line(error)}); check its "
-                "address and that its driver is installed (pip install 'psycopg[binary]'); the runs are not affected"
+                "address and that its driver is installed (pip install 'sengi[postgresql]'); the runs are not affected"
             ) from None
 
     def sync(self, points: dict[int, dict[str, Any]], results: dict[int, Result]) -> None:
@@ -133,9 +134,9 @@ class Database:
         self._study = self._open(f"sqlite:///{(folder / FILE).resolve()}", folder)
         self._trials = {}
 
-    def _distribution(self, values: list[Any] | Range) -> optuna.distributions.BaseDistribution:
+    def _distribution(self, values: list[Any] | Range | Bundles) -> optuna.distributions.BaseDistribution:
         kinds = self._optuna.distributions
-        if isinstance(values, list):
+        if not isinstance(values, Range):
             return kinds.CategoricalDistribution([_to_optuna(value) for value in values])
         if isinstance(values.low, int) and isinstance(values.high, int):
             return kinds.IntDistribution(values.low, values.high, log=values.log)

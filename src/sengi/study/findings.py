@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sengi.statistics.intervals import normal_quantile
 from sengi.study.judge import JudgeSettings
-from sengi.study.replay import Outcome, Recording
+from sengi.study.replay import FEWEST, Outcome, Recording
 from sengi.study.signals import signals_at
 
 
@@ -64,18 +62,29 @@ def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minim
 
 
 def spearman(signal: str, expected: int, values: Sequence[float], quality: Sequence[float]) -> Correlation:
-    """Rank correlation with the interval of Bonett and Wright (Psychometrika 65, 2000): Fisher's z with variance
-    (1 + r^2 / 2) / (n - 3); without runs enough it is the whole range."""
+    """Rank correlation with its interval; without runs enough it is the whole range."""
     n = len(values)
-    if n < 4 or len(set(values)) == 1 or len(set(quality)) == 1:
+    if n < FEWEST or len(set(values)) == 1 or len(set(quality)) == 1:
         return Correlation(signal, expected, math.nan, -1.0, 1.0, n)
     from scipy.stats import spearmanr
 
     value = float(spearmanr(values, quality).statistic)
-    inner = max(-1 + 1e-9, min(1 - 1e-9, value))
+    return Correlation(signal, expected, value, *rank_interval(value, n), n)
+
+
+def rank_interval(value: float, n: int) -> tuple[float, float]:
+    """Interval of Bonett and Wright (Psychometrika 65, 2000): Fisher's z with variance (1 + r^2 / 2) / (n - 3).
+
+    Args:
+        value: the rank correlation.
+        n: independent pairs that it rests on, four or more.
+    """
+    # A perfect ranking of few comes up by chance: it counts as half a step of the coefficient below 1
+    most = 1 - 6 / (n**3 - n)
+    inner = max(-most, min(most, value))
     reach = normal_quantile(0.95) * math.sqrt((1 + inner**2 / 2) / (n - 3))
-    low, high = (float(np.tanh(math.atanh(inner) + side * reach)) for side in (-1, 1))
-    return Correlation(signal, expected, value, low, high, n)
+    low, high = (math.tanh(math.atanh(inner) + side * reach) for side in (-1, 1))
+    return min(low, value), max(high, value)
 
 
 def sentences(outcomes: Sequence[Outcome], found: Sequence[Correlation], standard_error: float) -> list[str]:

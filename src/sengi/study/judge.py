@@ -8,6 +8,7 @@ a law, and raw numbers mislead. So runs are compared
   runs rise later;
 * after the warm-up of all of them;
 * with the noise taken out of the norms where batch sizes differ: a larger batch has a lower norm for no merit;
+* with runs of the same method: the norm of an adapter's gradient says nothing of a whole model's;
 * with runs that learn at a fair share of the field's pace: a rate of zero has the highest loss and must not win;
 * by more than chance on both signals (margins.py), at ``checks_in_a_row`` checks.
 
@@ -111,7 +112,9 @@ def judge(histories: Iterable[History], settings: JudgeSettings) -> list[Verdict
     condemned: set[str] = set()
     for check in settings.checks():
         present = [run for run in runs if run.name not in condemned and run.reached(check)]
-        found = _compare(present, check, warm, settings)
+        found: dict[str, Verdict] = {}
+        for method in sorted({run.method for run in present}):
+            found |= _compare([run for run in present if run.method == method], check, warm, settings)
         rows = {name: rows.get(name, 0) + 1 for name, verdict in found.items() if verdict.state == "suspect"}
         guilty = [name for name, count in rows.items() if count >= settings.checks_in_a_row]
         learning = sum(verdict.state in ("keep", "suspect") and bool(verdict.reference) for verdict in found.values())
@@ -127,7 +130,7 @@ def judge(histories: Iterable[History], settings: JudgeSettings) -> list[Verdict
 
 
 def _compare(present: list[History], check: int, warm: int, settings: JudgeSettings) -> dict[str, Verdict]:
-    """One check: every run that is there against the best of its field."""
+    """One check: every run of one method that is there against the best of its field."""
     found: dict[str, Verdict] = {}
     judged: dict[str, tuple[History, Signals]] = {}
     for run in present:

@@ -6,41 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from sengi.errors import InputError
+from sengi.study.run_executor import Ended
 from sengi.study.space import Run
 from sengi.study.study_file import Executor
 
 LOG = "train.log"  # in the run folder: what the training printed
 TAIL = 64 << 10  # bytes of it that are searched for the cause of a failure
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How the process of a run ended: exit code as a shell gives it, and its last error line."""
-
-    code: int
-    cause: str
-
-
-class RunExecutor(Protocol):
-    """What trains runs; the scheduler asks, and never waits for it."""
-
-    @property
-    def free(self) -> int:
-        """Runs that can be started now."""
-
-    def start(self, run: Run) -> None:
-        """Train ``run.request``; its folder is there."""
-
-    def stop(self, run: Run) -> None:
-        """Ask a run to save and stop; it ends later."""
-
-    def ended(self) -> dict[str, Ended]:
-        """Runs whose process ended since the last call, by name."""
 
 
 class LocalExecutor:

@@ -11,7 +11,8 @@ from typing import Any
 from sengi import storage
 from sengi.errors import StorageError
 from sengi.evaluate.run_evaluations import FOLDER
-from sengi.study.noise import noise_part
+from sengi.recipe import Recipe
+from sengi.statistics.gradient_noise import noise_part
 from sengi.study.signals import History
 
 
@@ -61,6 +62,7 @@ def history(
     batch: int,
     warmup_steps: int,
     stopped_at: int | None = None,
+    method: str = "",
 ) -> History:
     """The judge's view of a run.
 
@@ -70,6 +72,7 @@ def history(
         batch: samples a step.
         warmup_steps: steps over which its rate rises.
         stopped_at: check at which the judge stopped it.
+        method: :func:`method` of its recipe.
     """
     return History(
         name=name,
@@ -84,7 +87,13 @@ def history(
             for record in records
         ),
         stopped_at=stopped_at,
+        method=method,
     )
+
+
+def method(recipe: Recipe) -> str:
+    """What a run trains: gradient norms of a whole model and of an adapter are those of different parameters."""
+    return "adapter" if recipe.use_peft else "model"
 
 
 def objective_points(folder: Path, objective: str) -> list[Point]:

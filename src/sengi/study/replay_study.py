@@ -12,7 +12,7 @@ from sengi.errors import InputError
 from sengi.recipe_sources import resolve_recipe
 from sengi.study.findings import Correlation, correlations, sentences
 from sengi.study.judge import JudgeSettings
-from sengi.study.recording import final_score, history, objective_points, read_mapping
+from sengi.study.recording import final_score, history, method, objective_points, read_mapping
 from sengi.study.replay import Outcome, Recording, replay
 from sengi.study.scheduler import REQUEST
 from sengi.study.space import known_points, runs_of, settings_text
@@ -87,7 +87,7 @@ def judge_settings(file: StudyFile) -> JudgeSettings:
 def read_recordings(request: StudyRequest, folder: Path) -> tuple[list[Recording], list[str]]:
     """The finished runs of a study, and why others are left out. Nothing is written."""
     recordings, left_out = [], []
-    for point, settings in sorted(known_points(folder, list(request.file.space)).items()):
+    for point, settings in sorted(known_points(folder, request.file.space).items()):
         for run in runs_of(request.file, point, settings, folder):
             state = read_mapping(run.folder / OUTCOME).get("state", "not finished")
             if state != "finished":
@@ -99,7 +99,7 @@ def read_recordings(request: StudyRequest, folder: Path) -> tuple[list[Recording
             warmup = recipe.warmup_count(int(recipe.max_steps or 0))
             records = storage.read_lines(run.folder / "dynamics.jsonl")
             batch = recipe.effective_batch_size
-            told = history(run.name, settings_text(settings), records, batch, warmup)
+            told = history(run.name, settings_text(settings), records, batch, warmup, method=method(recipe))
             recordings.append(Recording(told, (*points, score)))
     return recordings, left_out
 

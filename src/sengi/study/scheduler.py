@@ -17,10 +17,11 @@ from sengi import storage
 from sengi.errors import InputError, SengiError, StoppedByRequest
 from sengi.recipe_sources import read_yaml
 from sengi.study.database import Database, Result
+from sengi.study.executor import executor_for
 from sengi.study.judge import CONDEMNED, judge
 from sengi.study.lease import holder
-from sengi.study.local import LocalExecutor, RunExecutor
-from sengi.study.space import grid, known_points, runs_of
+from sengi.study.run_executor import RunExecutor
+from sengi.study.space import SETTINGS, grid, known_points, runs_of
 from sengi.study.study_file import Executor, StudyRequest
 from sengi.study.verdicts import VerdictLog
 from sengi.study.watched import Watched
@@ -44,7 +45,7 @@ class StudyObserver:
 def run_study(
     request: StudyRequest,
     observer: StudyObserver | None = None,
-    make_executor: Callable[[Executor], RunExecutor] = LocalExecutor,
+    make_executor: Callable[[Executor], RunExecutor] = executor_for,
 ) -> Rows:
     """Start a study, or continue it where it was left.
 
@@ -120,7 +121,7 @@ class Scheduler:
         self.runs: dict[str, Watched] = {}
         self._shown: Rows = []
         self._seen_samples: dict[str, int] = {}
-        points = known_points(self.folder, list(self.file.space))
+        points = known_points(self.folder, self.file.space)
         if not self.file.searched:
             points = dict(enumerate(grid(self.file), start=1))
         for point, settings in sorted(points.items()):
@@ -145,7 +146,7 @@ class Scheduler:
             self._publish("running")
             if all(watched.ended for watched in self.runs.values()) and not self._next_point():
                 break
-            if self.stop.reason or (self.folder / STOP).exists():
+            if self.stop.reason or any((place / STOP).exists() for place in self.request.stop_places):
                 self._stop_all()
             time.sleep(POLL)
         self._publish("finished")
@@ -184,6 +185,7 @@ class Scheduler:
     def _begin(self, watched: Watched) -> None:
         run = watched.run
         storage.create_folder(run.folder)
+        storage.write_json(run.folder / SETTINGS, run.settings)
         storage.write_json(run.request, watched.recipe)
         self._index(lambda: self.database.add(run.point, run.settings))
         self.executor.start(run)
@@ -196,6 +198,8 @@ class Scheduler:
             watched.end(ended.code, ended.cause)
             if watched.state == "failed":
                 self.observer.message(f"run {name} failed: {watched.reason}")
+            elif watched.state == "stopped" and watched.stopped_at is None:
+                self.observer.message(f"run {name} stopped by an alarm: {watched.reason}")
             point = watched.run.point
             if result := self._result(point):
                 self._index(lambda point=point, result=result: self.database.tell(point, result))  # type: ignore[misc]

@@ -31,8 +31,9 @@ class History:
         samples_seen: after each step.
         loss: mean over the step's supervised tokens, nats.
         grad_norm: global norm before clipping.
-        noise: part of ``grad_norm ** 2`` that is noise (:mod:`sengi.study.noise`); NaN where not measured.
+        noise: part of ``grad_norm ** 2`` that is noise (statistics/gradient_noise.py); NaN where not measured.
         stopped_at: check at which the run was stopped for good, or None.
+        method: what is trained; only runs of one method are compared.
     """
 
     name: str
@@ -44,6 +45,7 @@ class History:
     grad_norm: tuple[float, ...]
     noise: tuple[float, ...]
     stopped_at: int | None = None
+    method: str = ""
 
     def reached(self, samples: int) -> bool:
         """Whether the run trained on so many samples, and was not stopped before."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sengi.study.dimensions import Space, options
 from sengi.study.study_file import StudyFile
 
 RUNS = "runs"  # folder of the run folders
+SETTINGS = "settings.json"  # in a run folder: the point of the space that it belongs to
 _NAME = re.compile(r"(\d{3,6})-s(\d{1,10})")
 
 
@@ -23,7 +25,7 @@ class Run:
         name: ``<point>-s<seed>``, also the name of its folder.
         point: number of its point, from 1.
         seed: of the recipe.
-        settings: what its point says, recipe key -> value.
+        settings: what its point says, key of the space -> value, or name of several values.
         folder: the run folder.
     """
 
@@ -41,7 +43,7 @@ class Run:
 
 def grid(file: StudyFile) -> list[dict[str, Any]]:
     """All points of a grid, the last key moving fastest."""
-    lists = [values if isinstance(values, list) else [] for values in file.space.values()]
+    lists = [options(values) for values in file.space.values()]
     return [dict(zip(file.space, values, strict=True)) for values in itertools.product(*lists)]
 
 
@@ -53,19 +55,21 @@ def runs_of(file: StudyFile, point: int, settings: dict[str, Any], folder: Path)
     ]
 
 
-def known_points(folder: Path, keys: list[str]) -> dict[int, dict[str, Any]]:
-    """The points whose run folders were begun: number -> settings, read from the requests of the runs.
+def known_points(folder: Path, space: Space) -> dict[int, dict[str, Any]]:
+    """The points whose run folders were begun: number -> settings, as the study wrote them there.
 
     Args:
         folder: the study folder.
-        keys: of the space.
+        space: of the study.
     """
     points: dict[int, dict[str, Any]] = {}
     for path in sorted((folder / RUNS).iterdir()) if (folder / RUNS).is_dir() else []:
         match = _NAME.fullmatch(path.name)
         if match and (path / "request.json").is_file():
             recipe = json.loads((path / "request.json").read_text(encoding="utf-8"))
-            points[int(match[1])] = {key: recipe[key] for key in keys}
+            asked = path / SETTINGS  # folders begun before there were names for several keys have none
+            settings = json.loads(asked.read_text(encoding="utf-8")) if asked.is_file() else recipe
+            points[int(match[1])] = {key: settings[key] for key in space}
     return points
 
 

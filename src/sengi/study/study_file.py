@@ -11,49 +11,37 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from sengi.errors import RecipeError
-from sengi.recipe import Recipe, Strict, field_names
+from sengi.recipe import Recipe, Strict
 from sengi.recipe_sources import nearest, read_yaml, resolve_recipe
+from sengi.study.dimensions import Range, ScaledEntry, Space, check_phases, check_spaces, recipe_values, trial_points
 from sengi.study.judge import JudgeSettings
+from sengi.study.study_presets import check_preset
 
-OWN_KEYS = {  # recipe keys that the study sets itself -> the study key that decides them
-    "output_dir": "output_dir of the study",
-    "seed": "seeds",
-    "max_steps": "budget_samples",
-    "num_train_epochs": "budget_samples",
-}
 EPOCHS = 10_000  # the budget ends a run, not its epochs
 CHECK_SHARE, EARLY_SHARE = 0.05, 0.3  # of the budget: a check every 5%, none after 30%
-
-
-class Range(Strict):
-    """Values between two ends, searched by Optuna."""
-
-    low: int | float
-    """Smallest value; whole numbers at both ends make the values whole."""
-    high: int | float
-    """Largest value."""
-    log: bool = False
-    """Whether to search on a logarithmic scale, as learning rates and batch sizes want."""
-
-    @model_validator(mode="after")
-    def _check_ends(self) -> Range:
-        if self.low >= self.high:
-            raise ValueError(f"low is {self.low} and high is {self.high}; low must be below high")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low is {self.low}, but a logarithmic scale begins above 0; raise low")
-        return self
 
 
 class Executor(Strict):
     """Where runs train."""
 
-    kind: Literal["local"] = "local"
-    """``local``: subprocesses on this machine."""
+    kind: Literal["local", "ray"] = "local"
+    """``local``: subprocesses on this machine; ``ray``: a Ray cluster."""
     parallel: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    """Runs at a time; ``auto`` is as many as there are GPUs for, or one on a machine without. CPU cores are shared
-    out evenly."""
+    """Runs at a time; ``auto`` is as many as there are GPUs for, or one on a machine without and as many as its CPUs
+    take on a cluster without. On one machine, CPU cores are shared out evenly."""
     processes_per_run: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Processes of one run, started by torchrun; each takes one GPU where there are any."""
+    """Processes of one run, started by torchrun or Ray Train; each takes one GPU where there are any."""
+    cpus_per_process: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Cores that Ray sets aside for each process."""
+    address: str = "auto"
+    """Of the Ray cluster: ``auto`` finds the one that this machine belongs to."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Executor:
+        for key in ("cpus_per_process", "address") if self.kind == "local" else ():
+            if (value := getattr(self, key)) != Executor.model_fields[key].default:
+                raise ValueError(f"{key} is {value}, but only Ray reads it; set kind: ray or remove {key}")
+        return self
 
 
 class EarlyTermination(Strict):
@@ -80,8 +68,11 @@ class StudyFile(Strict):
     """What the runs have in common: a recipe file, or a recipe in place."""
     output_dir: str = Field(min_length=1)
     """Study folder; a second call continues the study in it."""
-    space: Annotated[dict[str, list[Any] | Range], Field(min_length=1)]
-    """Recipe keys that differ. Lists make a grid; as soon as there is a range, all are searched by Optuna."""
+    space: Space = Field(default_factory=dict)
+    """Recipe keys that differ. Lists make a grid; as soon as there is a range, all are searched by Optuna. A mapping
+    gives names to sets of several keys."""
+    stages: dict[str, Space] = Field(default_factory=dict)
+    """Name -> space, in place of ``space``: studies one after another, each from the best settings so far."""
     num_trials: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Points to search where the space has a range."""
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = Field(
@@ -96,13 +87,19 @@ class StudyFile(Strict):
     """Where and how many at a time."""
     early_termination: EarlyTermination = Field(default_factory=EarlyTermination)
     """Whether runs that look worse early in training are marked or stopped."""
+    preset: str | None = None
+    """The study preset that this file was made from (``sengi study init``): its question and the paper's answer are
+    shown with the result."""
+    scale: list[ScaledEntry] = Field(default_factory=list)
+    """What ``sengi study init --scale`` made of the paper's sizes: a record, decides nothing."""
     storage: str | None = None
     """Address of a PostgreSQL database for the Optuna index; by default SQLite in the study folder."""
 
     @property
     def searched(self) -> bool:
         """Whether Optuna chooses the points; else they are a grid."""
-        return any(isinstance(values, Range) for values in self.space.values())
+        spaces = self.stages.values() or [self.space]
+        return any(isinstance(values, Range) for space in spaces for values in space.values())
 
     @property
     def minimize(self) -> bool:
@@ -131,15 +128,22 @@ class StudyRequest:
     Attributes:
         file: the study file.
         base: keys and values of its recipe.
+        chain: folder of the study that this one is a stage of, if it is one.
     """
 
     file: StudyFile
     base: dict[str, Any]
+    chain: Path | None = None
 
     @property
     def folder(self) -> Path:
         """The study folder."""
         return Path(self.file.output_dir)
+
+    @property
+    def stop_places(self) -> list[Path]:
+        """Folders in which a request to stop is meant for this study."""
+        return [self.folder, *([self.chain] if self.chain is not None else [])]
 
     def run_values(self, settings: Mapping[str, Any], seed: int, output_dir: Path) -> dict[str, Any]:
         """The recipe of one run, as keys and values.
@@ -147,7 +151,8 @@ class StudyRequest:
         Raises:
             RecipeError: the settings make no valid recipe.
         """
-        values = {"save_total_limit": 1, **self.base, **settings, "seed": seed, "output_dir": str(output_dir)}
+        point = recipe_values(self.file.space, settings)
+        values = {"save_total_limit": 1, **self.base, **point, "seed": seed, "output_dir": str(output_dir)}
         batch = _resolve({**values, "max_steps": 1}, settings).effective_batch_size
         if batch > self.file.budget_samples:
             raise RecipeError(
@@ -155,7 +160,7 @@ class StudyRequest:
                 "raise budget_samples or lower the batch"
             )
         values |= {"max_steps": self.file.budget_samples // batch, "num_train_epochs": EPOCHS}
-        recipe = _resolve(values, settings)
+        check_phases(recipe := _resolve(values, settings))
         if self.file.objective == "heldout_loss" and not recipe.eval_data:
             raise RecipeError("objective is heldout_loss, but the recipe has no eval_data; add held-out conversations")
         if self.file.objective != "heldout_loss" and not (recipe.eval_questions or recipe.eval_tasks):
@@ -167,7 +172,8 @@ class StudyRequest:
 
     def identity(self) -> dict[str, Any]:
         """What makes it this study: everything that decides which runs there are and how they are scored."""
-        asked = self.file.model_dump(mode="json", include={"space", "seeds", "budget_samples", "objective"})
+        space = "stages" if self.file.stages else "space"
+        asked = self.file.model_dump(mode="json", include={space, "seeds", "budget_samples", "objective"})
         return {"recipe": self.base, **asked}
 
     def to_json(self) -> bytes:
@@ -185,7 +191,20 @@ def read_study(path: Path) -> StudyRequest:
     if not path.is_file():
         nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise RecipeError(f"{path}: no such study file{nearest(path.name, nearby)}; docs/study.md shows one")
-    values, places = read_yaml(path)
+    return study_from(*read_yaml(path), path)
+
+
+def study_from(values: dict[str, Any], places: Mapping[str, str], path: Path) -> StudyRequest:
+    """Check the keys and values of a study file.
+
+    Args:
+        values: as read from YAML.
+        places: file and line of each key.
+        path: the file, for messages.
+
+    Raises:
+        RecipeError: naming the place, the key and the cure.
+    """
     known = list(StudyFile.model_fields)
     for key in values:
         if key not in known:
@@ -194,7 +213,7 @@ def read_study(path: Path) -> StudyRequest:
             )
     if isinstance(values.get("executor"), str):
         values["executor"] = {"kind": values["executor"]}
-    _check_space(values.get("space"), places.get("space", str(path)))
+    check_spaces(values, places, path)
     try:
         file = StudyFile.model_validate(values)
     except ValidationError as error:
@@ -202,49 +221,31 @@ def read_study(path: Path) -> StudyRequest:
     base = file.recipe if isinstance(file.recipe, dict) else read_yaml(Path(file.recipe))[0]
     request = StudyRequest(file, base)
     _check_together(file, places)
-    if not file.searched:
-        for key, listed in file.space.items():  # a value that no recipe takes is found now, not in run 17
-            assert isinstance(listed, list)
-            for value in listed:
-                first = {name: options[0] for name, options in file.space.items() if isinstance(options, list)}
-                request.run_values({**first, key: value}, file.seeds[0], request.folder)
-    else:
-        ends = {key: values.low if isinstance(values, Range) else values[0] for key, values in file.space.items()}
-        request.run_values(ends, file.seeds[0], request.folder)
+    check_points(request)
     return request
 
 
-def _check_space(space: Any, place: str) -> None:
-    if not isinstance(space, dict) or not space:
-        raise RecipeError(
-            f"{place}: space: name at least one recipe key and its values, as in 'learning_rate: [1e-5, 2e-5]'"
-        )
-    for key, values in space.items():
-        if key in OWN_KEYS:
-            raise RecipeError(
-                f"{place}: space.{key}: the study decides it by {OWN_KEYS[key]}; remove it from the space"
-            )
-        if key not in field_names():
-            raise RecipeError(
-                f"{place}: space: a recipe has no key '{key}'{nearest(key, field_names())}; "
-                "'sengi recipe schema' lists all"
-            )
-        if isinstance(values, list):
-            if not values:
-                raise RecipeError(
-                    f"{place}: space.{key}: the list is empty, so the grid is; give it values or remove it"
-                )
-            if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
-                raise RecipeError(f"{place}: space.{key}: a value is listed twice; repeat runs by seeds instead")
-        elif not isinstance(values, dict):
-            raise RecipeError(
-                f"{place}: space.{key}: is {values!r}; give a list, or a range as {{low: 1e-6, high: 1e-4}}"
-            )
+def check_points(request: StudyRequest) -> None:
+    """Make the recipes of a study, so that a value that no recipe takes is found now and not in run 17.
+
+    Raises:
+        RecipeError: naming the settings and what is wrong with them.
+    """
+    file, base = request.file, request.base
+    for space in file.stages.values():
+        stage = StudyRequest(file.model_copy(update={"space": space, "stages": {}}), base)
+        check_points(stage)
+        base = {**base, **recipe_values(space, trial_points(space)[0])}  # as good as any, before the stage has run
+    for settings in trial_points(file.space):
+        request.run_values(settings, file.seeds[0], request.folder)
 
 
 def _check_together(file: StudyFile, places: Mapping[str, str]) -> None:
+    if file.preset is not None:
+        check_preset(file.preset, places["preset"])
     if file.searched and file.num_trials is None:
-        raise RecipeError(f"{places['space']}: the space has a range; add num_trials, the points to search")
+        place = places.get("space") or places["stages"]
+        raise RecipeError(f"{place}: the space has a range; add num_trials, the points to search")
     if not file.searched and file.num_trials is not None:
         raise RecipeError(f"{places['num_trials']}: num_trials is for ranges, but this space is a grid; remove it")
     if len(set(file.seeds)) < len(file.seeds):
@@ -282,8 +283,8 @@ def _explain(error: ValidationError, places: Mapping[str, str], path: Path) -> s
     if first["type"] == "missing":
         return f"{place}: {key}: missing; add '{key}: ...'"
     if first["type"] == "extra_forbidden":
-        parents: dict[str, type[Strict]] = {"executor": Executor, "early_termination": EarlyTermination, "space": Range}
-        known = parents.get(parts[0], StudyFile)
+        parents: dict[str, type[Strict]] = {"executor": Executor, "early_termination": EarlyTermination}
+        known = Range if parts[0] in ("space", "stages") else parents.get(parts[0], StudyFile)
         return f"{place}: there is no key '{key}'{nearest(parts[-1], known.model_fields)}; see docs/study.md"
     message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     got = "" if isinstance(first["input"], dict | list) else f", got {first['input']!r}"

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from sengi import storage
 from sengi.errors import StorageError
 from sengi.recipe_sources import resolve_recipe
-from sengi.study.recording import Dynamics, Point, final_score, history, read_mapping
+from sengi.study.recording import Dynamics, Point, final_score, history, method, read_mapping
 from sengi.study.signals import History
 from sengi.study.space import Run, settings_text
+from sengi.train.alarms import Alarm
 
 OUTCOME = "outcome.json"  # in the run folder: how the run ended, in the study's words
 State = Literal["waiting", "running", "stopping", "finished", "stopped", "failed"]
@@ -24,7 +25,7 @@ class Watched:
     Attributes:
         run: what it is; ``recipe`` its keys and values.
         objective: of the study.
-        state: ``stopping`` is asked to save, ``stopped`` was ended by the judge.
+        state: ``stopping`` is asked to save, ``stopped`` was ended by the judge or an alarm.
         reason: why it failed or was stopped.
         stopped_at: check of the verdict that stopped it.
         score: of the last step, once it finished.
@@ -42,6 +43,7 @@ class Watched:
     def __post_init__(self) -> None:
         self.dynamics = Dynamics(self.run.folder)
         recipe = resolve_recipe(values=dict(self.recipe)).recipe
+        self._method = method(recipe)
         self._batch, self._warmup = recipe.effective_batch_size, recipe.warmup_count(int(self.recipe["max_steps"]))
         self._restore()
 
@@ -58,16 +60,25 @@ class Watched:
             self.stopped_at = outcome.get("check")
         elif self._status() == "finished":  # perhaps the study was killed before it could note that
             self.finish()
+        elif alarm := self._alarm():
+            self._conclude("stopped", alarm.sentence)
 
     def _status(self) -> str:
         return str(read_mapping(self.run.folder / "status.json").get("state", ""))
 
+    def _alarm(self) -> Alarm | None:
+        """The alarm that stopped it, where its recipe says ``on_alarm: stop``; asked to continue, it would go on."""
+        status = read_mapping(self.run.folder / "status.json")
+        return Alarm(**status["alarm"]) if status.get("state") == "stopped" and status.get("alarm") else None
+
     def end(self, code: int, cause: str) -> None:
-        """Note that its process ended: finished, stopped by the judge, to be continued, or failed."""
+        """Note that its process ended: finished, stopped by the judge or an alarm, to be continued, or failed."""
         if code == 0 or self._status() == "finished":
             self.finish()
         elif self.state == "stopping" and (code == 3 or self._status() == "stopped"):
             self._conclude("stopped", self.reason)
+        elif alarm := self._alarm():
+            self._conclude("stopped", alarm.sentence)
         elif code == 3 or self._status() == "stopped":
             self.state = "waiting"  # asked to stop with the whole study: the next call continues it
         else:
@@ -91,7 +102,8 @@ class Watched:
     def history(self) -> History:
         """What the judge sees of it."""
         text = settings_text(self.run.settings)
-        return history(self.run.name, text, self.dynamics.read(), self._batch, self._warmup, self.stopped_at)
+        records = self.dynamics.read()
+        return history(self.run.name, text, records, self._batch, self._warmup, self.stopped_at, self._method)
 
     def row(self, verdict: tuple[str, str] | None) -> dict[str, Any]:
         """Its entry in study.json.
