@@ -13,7 +13,7 @@ from tests.train.memory_run import random_samples, write_store
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sengi.data.conversation import Sample
+from sengi.conversation import Sample
 from sengi.data.store import TokenStore
 from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.model.supervised import SupervisedModel, prepare
