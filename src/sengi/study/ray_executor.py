@@ -18,6 +18,7 @@ from sengi.recipe_sources import resolve_recipe
 from sengi.study.run_executor import Ended
 from sengi.study.space import Run
 from sengi.study.study_file import Executor
+from sengi.train.ray_launcher import RayJob, last_line, train_on_ray
 
 STOP = "stop.json"  # in the run folder: asks the run to save and stop
 RESTARTS = 3  # times that a run is started again after a process or machine was lost
@@ -92,8 +93,8 @@ class RayExecutor:
             del self._running[name]
             try:
                 done[name] = Ended(*self._ray.get(task))
-            except Exception as error:  # the task itself was lost, more often than Ray tries again
-                done[name] = Ended(1, f"Ray lost the run: {one_line(error)}")
+            except Exception as error:  # the task itself failed, or was lost more often than Ray tries again
+                done[name] = Ended(1, f"Ray lost the run: {last_line(str(error))}")
         return done
 
 
@@ -106,8 +107,6 @@ def _knock(address: str) -> None:
 
 def _drive(request: str, folder: str, processes: int, cpus: int, gpus: bool) -> tuple[int, str]:
     """Train one run to its end, inside a task of Ray: exit code and cause, as a shell would tell them."""
-    from sengi.train.ray_launcher import RayJob, train_on_ray
-
     stop = Path(folder) / STOP
     resolved = resolve_recipe(request, values={"output_dir": folder})
     try:

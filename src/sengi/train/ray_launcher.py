@@ -62,13 +62,13 @@ def train_on_ray(job: RayJob) -> Path:
             f"output_dir is {folder}: workers have working folders of their own; give an absolute path that all "
             "machines share"
         )
-    resources = {"CPU": job.cpus, "GPU": int(job.gpus)}
+    resources = {"CPU": job.cpus} | ({"GPU": 1} if job.gpus else {})
     for left in range(job.restarts, -1, -1):
         with tempfile.TemporaryDirectory(prefix="sengi-ray-") as records:  # Ray's own, of no use after the run
             trainer = TorchTrainer(
                 _work,
                 train_loop_config={"job": job},
-                scaling_config=ScalingConfig(job.workers, job.gpus, resources_per_worker=resources),
+                scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=job.gpus, resources_per_worker=resources),
                 torch_config=TorchConfig(backend="nccl" if job.gpus else "gloo", timeout_s=STALL_TIMEOUT),
                 run_config=RunConfig(storage_path=records),
             )
@@ -78,7 +78,7 @@ def train_on_ray(job: RayJob) -> Path:
             except Exception as error:  # Ray has its own for each way to fail
                 _raise_what_stays(error)
                 if not left:
-                    raise SengiError(f"{folder}: the run failed under Ray: {_last_line(str(error))}") from error
+                    raise SengiError(f"{folder}: the run failed under Ray: {last_line(str(error))}") from error
     return folder
 
 
@@ -97,14 +97,14 @@ def _raise_what_stays(error: Exception) -> None:
         InputError, NonFiniteError, StoppedByRequest: some rank raised it, with its message.
     """
     for failure in getattr(error, "worker_failures", {}).values():
-        found = re.fullmatch(rf"{re.escape(errors.__name__)}\.(\w+): (.+)", _last_line(str(failure)))
+        found = re.fullmatch(rf"{re.escape(errors.__name__)}\.(\w+): (.+)", last_line(str(failure)))
         kind = getattr(errors, found[1], SengiError) if found is not None else SengiError
         for stays in (InputError, NonFiniteError, StoppedByRequest):
             if found is not None and issubclass(kind, stays):
                 raise stays(found[2]) from None
 
 
-def _last_line(text: str) -> str:
-    """The innermost cause that Ray hands on, in one line."""
+def last_line(text: str) -> str:
+    """The innermost cause in an error of Ray, whose text is a traceback."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no cause was given"
