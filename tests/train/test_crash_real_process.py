@@ -21,7 +21,7 @@ from crash_harness import differences, dynamics, environment, seeded, write_reci
 from sengi import storage
 
 STEPS = 60
-PARTS, KILLS = 4, 5  # one part by default, the others with `make test-slow`
+PARTS, KILLS = 7, 3  # one part by default, the others with `make test-slow`
 TRAIN = [sys.executable, "-m", "sengi", "train"]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrun" / "one-machine.sh"
 
