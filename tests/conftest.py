@@ -33,7 +33,7 @@ settings.register_profile(
 settings.load_profile("sengi")
 
 
-# Begun first, so that no worker of pytest-xdist sits idle beside another's last minutes of them, and first of all the one
+# Begun first, so that no worker of pytest-xdist sits idle beside another's last minutes of them. First of all the one
 # whose runs on 1, 2 and 4 processes all its tests share: handed out later, each worker would make those runs again.
 LONG = (
     "test_distributed.py",
