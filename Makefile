@@ -25,7 +25,7 @@ demo: install
 
 
 test: install
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow and not cuda"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cuda"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
