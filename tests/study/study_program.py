@@ -112,11 +112,15 @@ def session(request: StudyRequest, journal: Path) -> int:
     return pid
 
 
+def of_runs(folder: Path, name: str) -> list[Path]:
+    """Files of all runs of a study or of its stages; not by ``**``, which looks into folders that vanish meanwhile."""
+    return [*folder.glob(f"runs/*/{name}"), *folder.glob(f"*/runs/*/{name}")]
+
+
 def progress(folder: Path) -> int:
     """Lines of all dynamics and evaluations so far: a clock that does not depend on the machine."""
-    lines = sum(path.read_bytes().count(b"\n") for path in folder.glob("**/runs/*/dynamics.jsonl"))
-    events = ("evaluations/*.json", "outcome.json")
-    return lines + sum(len(list(folder.glob(f"**/runs/*/{event}"))) for event in events)
+    lines = sum(path.read_bytes().count(b"\n") for path in of_runs(folder, "dynamics.jsonl"))
+    return lines + sum(len(of_runs(folder, event)) for event in ("evaluations/*.json", "outcome.json"))
 
 
 def unbroken_or_killed(request: StudyRequest, kills: int, rng: random.Random) -> list[dict[str, object]]:
@@ -139,8 +143,7 @@ def unbroken_or_killed(request: StudyRequest, kills: int, rng: random.Random) ->
             os.kill(pid, signal.SIGKILL)
         if code is None:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        found = request.folder.glob("**/runs/*/status.json")
-        states = {str(path.parent): json.loads(path.read_text()) for path in found}
+        states = {str(path.parent): json.loads(path.read_text()) for path in of_runs(request.folder, "status.json")}
         finished = sorted(name for name, status in states.items() if status["state"] == "finished")
         sessions.append({"started": journal.read_text().split(), "code": code, "finished": finished})
     return sessions
