@@ -24,13 +24,12 @@ def nothing(lm: PreTrainedModel) -> None:
     """Full fine-tuning: the plain model is what is trained."""
 
 
-def real_peak(name: str, dial: str, autocast: torch.dtype | None, accumulated: bool) -> int:
+def real_peak(name: str, dial: str, autocast: torch.dtype | None) -> int:
     """The same counted while real numbers are computed."""
     model = prepare(copy.deepcopy(family(name)))
     checkpoint_layers(transformer_layers(model), dial)
-    if accumulated:
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     data = _pack(LENGTHS, TARGETS)
     weights = torch.ones(len(data.targets))
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -48,19 +47,17 @@ def vars_of(data: object) -> list[torch.Tensor]:
 # What is computed without content keeps the bytes that the real computation keeps.
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_trace_counts_what_the_real_computation_holds(name: str) -> None:
-    traced = trace_micro_batch(build(name), LENGTHS, TARGETS, "none", CPU, None, False)
-    assert max(traced.peaks.values()) == pytest.approx(real_peak(name, "none", None, False), rel=0.01)
+    traced = trace_micro_batch(build(name), LENGTHS, TARGETS, "none", CPU, None)
+    assert max(traced.peaks.values()) == pytest.approx(real_peak(name, "none", None), rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("dial", "accumulated", "autocast"),
-    [("selective", True, None), ("full", False, None), ("none", True, torch.bfloat16), ("full", True, torch.bfloat16)],
+    ("dial", "autocast"),
+    [("selective", None), ("full", None), ("none", torch.bfloat16), ("full", torch.bfloat16)],
 )
-def test_a_trace_follows_the_dial_autocast_and_accumulation(
-    dial: str, accumulated: bool, autocast: torch.dtype | None
-) -> None:
-    traced = trace_micro_batch(build("llama"), LENGTHS, TARGETS, dial, CPU, autocast, accumulated)
-    assert max(traced.peaks.values()) == pytest.approx(real_peak("llama", dial, autocast, accumulated), rel=0.01)
+def test_a_trace_follows_the_dial_and_autocast(dial: str, autocast: torch.dtype | None) -> None:
+    traced = trace_micro_batch(build("llama"), LENGTHS, TARGETS, dial, CPU, autocast)
+    assert max(traced.peaks.values()) == pytest.approx(real_peak("llama", dial, autocast), rel=0.01)
 
 
 def build(name: str) -> Callable[[], PreTrainedModel]:
@@ -73,10 +70,10 @@ def build(name: str) -> Callable[[], PreTrainedModel]:
 @pytest.mark.parametrize("dial", DIALS)
 def test_a_few_layers_stand_for_all(dial: str) -> None:
     config = small_model("LlamaConfig", {"num_hidden_layers": 5, "tie_word_embeddings": False}).config
-    whole = trace_model(config, nothing, LENGTHS, TARGETS, dial, CPU, None, True)
+    whole = trace_model(config, nothing, LENGTHS, TARGETS, dial, CPU, None)
     own = copy.deepcopy(config)
     direct = trace_micro_batch(
-        lambda: AutoModelForCausalLM.from_config(own, dtype=torch.float32), LENGTHS, TARGETS, dial, CPU, None, True
+        lambda: AutoModelForCausalLM.from_config(own, dtype=torch.float32), LENGTHS, TARGETS, dial, CPU, None
     )
     assert whole.saved == direct.saved
     assert whole.peaks == direct.peaks
@@ -90,7 +87,7 @@ def test_layers_of_two_kinds_are_traced_by_whole_periods() -> None:
     assert _period(["a", "b", "a", "b", "a"]) == 2
     config = small_model("Gemma3TextConfig", {"num_hidden_layers": 8, "head_dim": 8, "sliding_window": 5}).config
     config.layer_types = ["sliding_attention", "full_attention"] * 4
-    traced = trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None, True)
+    traced = trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None)
     assert traced.saved > 0
 
 
@@ -101,8 +98,8 @@ def test_frozen_weights_keep_less() -> None:
         for name, parameter in lm.named_parameters():
             parameter.requires_grad_("norm" in name)
 
-    frozen = trace_model(config, freeze, LENGTHS, TARGETS, "none", CPU, None, True)
-    whole = trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None, True)
+    frozen = trace_model(config, freeze, LENGTHS, TARGETS, "none", CPU, None)
+    whole = trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None)
     assert frozen.saved < whole.saved
     assert frozen.peaks["loss head"] - frozen.saved < whole.peaks["loss head"] - whole.saved  # no gradient of the head
 

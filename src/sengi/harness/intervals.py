@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.statistics.intervals import Interval, bootstrap_interval, wilson_interval
+from sengi.statistics.intervals import Interval, bootstrap_interval, t_quantile, wilson_interval
 
 Z = NormalDist().inv_cdf(0.975)
 RESAMPLES = 1_000
@@ -138,10 +138,8 @@ def _wilson(share: float, n: float) -> tuple[float, float]:
 
 def _t_quantile(strata: Sequence[Stratum], weights: Sequence[float], variance: float) -> float:
     """Student's quantile with the degrees of freedom of Welch and Satterthwaite."""
-    from scipy.stats import t
-
     parts = [
         (weight**2 * one.variance) ** 2 / (one.n - 1) for weight, one in zip(weights, strata, strict=True) if one.n > 1
     ]
     total = math.fsum(parts)
-    return float(t.ppf(0.975, variance**2 / total)) if total > 0 else Z
+    return float(t_quantile(0.975, variance**2 / total)) if total > 0 else Z

@@ -102,7 +102,6 @@ def trace_model(
     dial: Dial,
     device: torch.device,
     autocast: torch.dtype | None,
-    accumulated: bool,
 ) -> MicroBatch:
     """Bytes of forward and backward of one micro-batch of a whole model, from two traces of a few of its layers.
 
@@ -114,7 +113,6 @@ def trace_model(
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
-        accumulated: whether gradients of an earlier micro-batch are there (they are not counted).
     """
     text = config.get_text_config()
     layers, period = int(text.num_hidden_layers), _period(getattr(text, "layer_types", None))
@@ -126,7 +124,7 @@ def trace_model(
             adapt(lm)
             return lm
 
-        return trace_micro_batch(build, documents, targets, dial, device, autocast, accumulated)
+        return trace_micro_batch(build, documents, targets, dial, device, autocast)
 
     # one layer alone is first and last in one, which is not like the others
     few, more = max(2, period), max(2, period) + period
@@ -173,9 +171,8 @@ def trace_micro_batch(
     dial: Dial,
     device: torch.device,
     autocast: torch.dtype | None,
-    accumulated: bool,
 ) -> MicroBatch:
-    """Bytes of forward and backward of one micro-batch.
+    """Bytes of forward and backward of one micro-batch that is not a step's first: gradients are there, not counted.
 
     Args:
         build: makes the model on the default device; called under FakeTensorMode.
@@ -184,7 +181,6 @@ def trace_micro_batch(
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
-        accumulated: whether gradients of an earlier micro-batch are there (they are not counted).
     """
     pack = _pack(documents, targets)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -196,7 +192,7 @@ def trace_micro_batch(
             pack = _emptied(pack, device, read_bounds=device.type == "cpu" or autocast is None)
             weights = torch.empty(len(pack.targets))
             trained = [p for p in lm.parameters() if p.requires_grad]
-            for parameter in trained if accumulated else ():
+            for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
         known = [*lm.parameters(), *lm.buffers(), *(p.grad for p in trained if p.grad is not None)]
         with LiveBytes(known) as live:

@@ -21,6 +21,17 @@ FOLDER = Path(__file__).parent
 ANSWER_LIMIT = 400
 
 
+def page_environment() -> Environment:
+    """Jinja for pages: all text is escaped, a name that is missing is an error."""
+    return Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render_page(report: Report) -> str:
     """The page as text, one file of about 1.5 MB.
 
@@ -32,13 +43,7 @@ def render_page(report: Report) -> str:
     """
     chart = chart_json(report.run)
     scripts = [bokeh_script(), (FOLDER / "page.js").read_text(encoding="utf-8")] if chart else []
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["shorten"] = shorten
     edges, counts = report.lengths
     bars = iter([svg.score_bar(comparison) for comparison in report.comparisons])

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sengi.report import formats
 from sengi.report.charts import bokeh_script
-from sengi.report.page import FOLDER, content_policy, script_json
+from sengi.report.page import FOLDER, content_policy, page_environment, script_json
 from sengi.report.study_charts import chart_items
 from sengi.report.study_contents import StudyReport
 from sengi.report.study_maps import BEST, MIDDLE, WORST
@@ -42,15 +41,8 @@ def render_study_page(report: StudyReport) -> str:
     """
     charts = chart_items(report)
     scripts = [bokeh_script(), (FOLDER / "study_page.js").read_text(encoding="utf-8")] if charts else []
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     checks = report.results.judge.checks()
-    return environment.get_template("study_page.html.jinja").render(
+    return page_environment().get_template("study_page.html.jinja").render(
         report=report,
         head=report.headline,
         objective=objective_text(report.results.objective),

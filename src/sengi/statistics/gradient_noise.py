@@ -54,6 +54,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sengi.statistics.intervals import t_quantile
+
 FEWEST = 8  # micro-batches: fewer leave an interval of a few degrees of freedom, which tells nothing
 
 
@@ -103,8 +105,6 @@ def noise_scale(gradients: ArrayLike, weights: ArrayLike, samples_each: int, con
     Raises:
         ValueError: fewer than FEWEST micro-batches, shapes that differ, or numbers that are not finite or positive.
     """
-    from scipy.stats import t
-
     sums, weight = np.asarray(gradients, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     count = len(weight)
     if sums.ndim != 2 or len(sums) != count or count < FEWEST or not (weight > 0).all() or not np.isfinite(sums).all():
@@ -121,6 +121,6 @@ def noise_scale(gradients: ArrayLike, weights: ArrayLike, samples_each: int, con
     kernel = (1 + ratio) * products - ratio * (squares[:, None] + squares[None, :]) / 2
     by_row = (kernel.sum(axis=1) - np.diag(kernel)) / (count - 1)  # mean over the pairs that a micro-batch is in
     error = 2 / (count - 2) * math.sqrt((count - 1) / count * ((by_row - by_row.mean()) ** 2).sum()) / noise
-    reach = float(t.ppf((1 + confidence) / 2, count - 1)) * error
+    reach = float(t_quantile((1 + confidence) / 2, count - 1)) * error
     ends = [samples_each / x if x > 0 else math.inf for x in (ratio, ratio + reach, ratio - reach)]
     return NoiseScale(ends[0], ends[1], ends[2], signal, noise * samples_each, count, samples_each)

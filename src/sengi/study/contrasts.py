@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sengi.statistics.differences import paired_difference
-from sengi.statistics.intervals import Interval, ratio_error
+from sengi.statistics.intervals import Interval, ratio_error, t_quantile, t_two_sided
 from sengi.statistics.power import minimal_detectable_difference
 
 POWER = 0.8
@@ -132,11 +132,9 @@ def contrast(
     error, freedom = _add_up(parts)
     if error == 0:
         return Contrast(value, value, value, float(value == 0), 0.0, chance, blocks, runs)
-    from scipy.stats import t
-
-    reach = float(t.ppf((1 + confidence) / 2, freedom)) * error
-    p = 2 * float(t.sf(abs(value) / error, freedom))
-    detectable = reach + float(t.ppf(POWER, freedom)) * error
+    reach = float(t_quantile((1 + confidence) / 2, freedom)) * error
+    p = t_two_sided(value / error, freedom)
+    detectable = reach + float(t_quantile(POWER, freedom)) * error
     return Contrast(value, value - reach, value + reach, p, detectable, chance, blocks, runs)
 
 
@@ -160,10 +158,8 @@ def average(runs: Sequence[Trained], spread: SeedSpread | None, confidence: floa
         parts.append(questions)
     if not parts:
         return Interval(value, math.nan, math.nan, len(runs))
-    from scipy.stats import t
-
     error, freedom = _add_up(parts)
-    reach = float(t.ppf((1 + confidence) / 2, freedom)) * error
+    reach = float(t_quantile((1 + confidence) / 2, freedom)) * error
     return Interval(value, value - reach, value + reach, len(runs))
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sengi.statistics.intervals import normal_quantile
+from sengi.statistics.intervals import normal_quantile, t_quantile
 from sengi.study.signals import MEDIAN_ERROR, History, Signals, robust_sd
 
 LEAST_LOSS = 0.005  # nats and (below) relative norm: less is not worth a stop however sure it is
@@ -61,13 +61,11 @@ def calibrate(runs: Mapping[str, tuple[History, Signals]], corrected: bool, conf
         repeated.setdefault((history.settings, history.batch_size), []).append(signals)
     groups = [group for group in repeated.values() if len(group) > 1]
     if groups:
-        from scipy.stats import t
-
         freedom = sum(len(group) - 1 for group in groups)
         return Margins(
             loss=_pooled_sd([[run.loss for run in group] for group in groups], freedom),
             norm=_pooled_sd([[run.log_norm(corrected) for run in group] for group in groups], freedom),
-            quantile=float(t.ppf((1 + confidence) / 2, freedom)),
+            quantile=float(t_quantile((1 + confidence) / 2, freedom)),
             by_seeds=True,
             source=f"{len(groups)} settings with repeated seeds",
         )

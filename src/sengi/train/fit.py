@@ -141,11 +141,11 @@ class Forecaster:
         self.resident, self.available = resident, available
         self.notes: list[str] = []
         self.forecast = cache(self._forecast)
+        self.micro_batch = cache(self._micro_batch)  # that of `none` is asked for at every dial
 
     def _forecast(self, dial: Dial, budget: int) -> MemoryForecast:
         lengths, targets, later = self._largest_pack(budget)
-        largest = self._micro_batch(lengths, targets, dial)
-        whole = largest if dial == "none" else self._micro_batch(lengths, targets, "none")
+        largest, whole = (self.micro_batch(tuple(lengths), targets, one) for one in (dial, "none"))
         return forecast_memory(
             self._sizes(),
             largest,
@@ -179,10 +179,10 @@ class Forecaster:
         """Whether a checkpoint is saved before the last step; for that one training is over."""
         return any(save_is_due(self.recipe, self.steps, step) for step in range(1, self.steps.num_steps))
 
-    def _micro_batch(self, lengths: list[int], targets: int, dial: Dial) -> MicroBatch:
+    def _micro_batch(self, lengths: tuple[int, ...], targets: int, dial: Dial) -> MicroBatch:
         try:
             return trace_model(
-                self.config, self._adapt, lengths, targets, dial, self.world.device, self.autocast, accumulated=True
+                self.config, self._adapt, list(lengths), targets, dial, self.world.device, self.autocast
             )
         except Exception as error:  # whatever a family's own code cannot do without numbers
             note = f"the forecast of activations is a rough guess: this model cannot be traced ({type(error).__name__})"
