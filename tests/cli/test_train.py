@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from tests import warm
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi.cli.app import run
@@ -268,9 +267,7 @@ def test_samples_longer_than_the_models_context_are_refused(
 def test_a_reader_that_goes_away_does_not_stop_the_run(recipe: Callable[..., Path], tmp_path: Path) -> None:
     # as in `sengi train recipe.yaml 2>&1 | head -1`
     read, write = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sengi", "train", str(recipe(eval_questions=None))], stdout=write, stderr=write
-    )
+    process = warm.start(["-m", "sengi", "train", str(recipe(eval_questions=None))], stdout=write, stderr=write)
     os.close(write)
     assert os.read(read, 1)
     os.close(read)

@@ -24,7 +24,12 @@ def main() -> None:
         lm.generate_until(written(*PROMPTS, max_gen_toks=8)),
         lm.loglikelihood_rolling([request("loglikelihood_rolling", prompt) for prompt in PROMPTS]),
     ]
-    result = {"answers": answers, "tokens": lm._scorer.tokens_computed, "truncated": lm.truncated}
+    result = {
+        "rank": int(os.environ["RANK"]),
+        "answers": answers,
+        "tokens": lm._scorer.tokens_computed,
+        "truncated": lm.truncated,
+    }
     if os.environ["RANK"] == "1":
         lm.model.get_parameter("model.norm.weight").data[:] = float("nan")
     try:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import warm
 from tests.harness import rank_program
 from tests.harness.requests import request, scored, written
 from tests.harness.resumed_program import PAIRS, PROMPTS
@@ -21,7 +18,6 @@ from tests.model.tiny_folder import write_tiny_folder
 from sengi.harness.lm import SengiLM
 from sengi.harness.ranks import Alone, deal_out, join_ranks
 
-ROOT = Path(__file__).parents[2]
 TOKENS = st.lists(st.lists(st.integers(0, 2**31), min_size=1, max_size=5), max_size=12)
 
 
@@ -59,16 +55,9 @@ def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_together(*arguments: str) -> list[dict]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", rank_program.__name__, *arguments]
-    processes = [
-        subprocess.Popen(program, cwd=ROOT, env=common | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE)
-        for rank in "01"
-    ]
-    return [json.loads(process.communicate(timeout=300)[0]) for process in processes]
+    done = warm.run(["-m", rank_program.__name__, *arguments], ranks=2)
+    assert done.returncode == 0, done.stderr
+    return sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda result: result["rank"])
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests import warm
 from tests.harness import resumed_program
 from tests.harness.requests import scored, written
 from tests.harness.resumed_program import PAIRS, evaluate
@@ -23,7 +22,6 @@ from sengi.harness.lm import SengiLM
 from sengi.harness.response_cache import ResponseCache, request_key
 from sengi.storage import AppendLog
 
-ROOT = Path(__file__).parents[2]
 MODEL = {"weights": "abc", "dtype": "float32"}
 IDS = st.lists(st.integers(0, 2**31), max_size=6)
 QUESTION = st.tuples(
@@ -131,15 +129,7 @@ def test_a_killed_evaluation_continues(folder: Path, tmp_path: Path) -> None:
     assert uninterrupted["served"] == 0
 
     # a real process, killed hard while it writes texts, after all log-likelihoods and some texts
-    program = [
-        sys.executable,
-        "-m",
-        resumed_program.__name__,
-        str(folder),
-        str(tmp_path / "cache"),
-        str(len(PAIRS) + 2),
-    ]
-    killed = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    killed = warm.run(["-m", resumed_program.__name__, str(folder), str(tmp_path / "cache"), str(len(PAIRS) + 2)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     kept = len(lines(tmp_path / "cache"))
     assert len(PAIRS) < kept < total

@@ -242,9 +242,14 @@ def test_names_from_the_study_stay_text(tmp_path: Path) -> None:
     assert "<img" not in render_study_markdown(report, [])
 
 
+def test_of_two_settings_the_other_one_is_spoken_of_alone(tmp_path: Path) -> None:
+    folder = write_study_folder(tmp_path / "study", {"learning_rate": [1e-4, 1e-2]})
+    assert "Sure: the other setting is shown to be worse." in page_of(folder).text
+
+
 def test_the_tally_counts_in_words() -> None:
     claims = [ClaimResult(n, "", "", v, "") for n, v in ((1, "holds"), (2, "does not hold"), (3, "holds"))]  # type: ignore[arg-type]
-    assert tally(claims) == "Of ten claims 2 hold (1, 3), 1 do not (2)."
+    assert tally(claims) == "Of ten claims 2 hold (1, 3), 1 does not (2)."
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -1,6 +1,6 @@
-"""What each process does under torchrun in test_distributed.py: words between ranks, then whole runs.
+"""What each process does in test_distributed.py: words between ranks, then whole runs.
 
-    torchrun --nproc-per-node N rank_program.py OUT SIZE[/HERE]:RECIPE.json[@STEP] ...
+    rank_program.py OUT SIZE[/HERE]:RECIPE.json[@STEP] ...    with the variables of torchrun
 
 Many runs share one launch, because starting the processes costs more than a small run; a run of SIZE processes is
 the work of the first SIZE of them. HERE makes them believe that so many are on each machine. With STEP the run is

@@ -66,6 +66,16 @@ def test_the_papers_own_recipe_on_its_own_model_needs_no_change() -> None:
     assert "2,150 optimizer steps in all, 215 an epoch" in found["effective_batch_size"].reason
 
 
+def test_a_run_that_max_steps_cuts_is_judged_by_the_epochs_it_sees() -> None:
+    # as a study writes it: no end by epochs, max_steps from the budget
+    recipe = small_recipe(**{**BASE, "effective_batch_size": 14, "num_train_epochs": 10_000, "max_steps": 642})
+    plan = plan_of(recipe, 3_000)
+    plan["phases"][0] |= {"samples": 8_988, "last_step": 642}
+    found = {line.key: line for line in advise(recipe, {**plan, "steps": 642})}
+    assert "642 optimizer steps in all, 214 an epoch" in found["effective_batch_size"].reason
+    assert (found["num_train_epochs"].value, found["num_train_epochs"].suggestion) == ("3", "")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -143,3 +153,13 @@ def test_the_noise_scale_in_words(found: NoiseScale, words: list[str]) -> None:
     text = "\n".join(explain_probe(found, [3840, 3840]))
     assert all(word in text for word in words), text
     assert text.count("effective_batch_size 3,840") == 1
+
+
+def test_a_short_phase_of_a_long_run_is_not_told_to_take_a_larger_batch() -> None:
+    recipe = small_recipe(**BASE, effective_batch_size=128, num_train_epochs=1)
+    plan = plan_of(recipe, 1_200_000, names=("one", "two"))
+    assert [line.suggestion for line in advise(recipe, plan) if line.key == "effective_batch_size"] == ["1,116"] * 2
+    plan["phases"][1] |= {"last_step": plan["phases"][1]["first_step"] + 18, "samples": 19 * 128}
+    batches = [line.suggestion for line in advise(recipe, plan) if line.key == "effective_batch_size"]
+    assert batches[0]
+    assert not batches[1]

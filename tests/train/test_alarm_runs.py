@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests import warm
 from tests.model.tiny_folder import write_tiny_folder
 from tests.train.crash_harness import content, dynamics, write_recipe
 
@@ -148,12 +147,12 @@ def test_the_other_ranks_save_and_leave_without_a_word(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(recipe: Path, tmp_path: Path) -> None:
     out, sets = tmp_path / "run", [f"{key}={value}" for key, value in {**ABSURD, "on_alarm": "stop"}.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sengi"]
-    command += ["train", str(recipe), *(part for item in [*sets, f"output_dir={out}"] for part in ("--set", item))]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert first.returncode == 1  # torchrun's word for any other than 0
+    sets.append(f"output_dir={out}")
+    command = ["-m", "sengi", "train", str(recipe), *(part for item in sets for part in ("--set", item))]
+    first = warm.run(command, ranks=2)
+    assert first.returncode == 3
     assert first.stderr.count("stopped by an alarm") == 1
     status = json.loads((out / "status.json").read_text())
     assert (status["state"], status["alarm"]["kind"]) == ("stopped", "diverging")
-    assert subprocess.run(command, capture_output=True, text=True, timeout=500).returncode == 0
+    assert warm.run(command, ranks=2).returncode == 0
     assert len(dynamics(out)) == STEPS

@@ -1,4 +1,8 @@
-"""The real command, ``python -m sengi train``, killed, stopped, filled up and continued."""
+"""The command ``python -m sengi train``, killed, stopped, filled up and continued.
+
+By default it is a fork of a process that has done its imports (tests/warm.py); started from nothing with
+`make test-slow`, and by the example for torchrun.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +21,35 @@ from pathlib import Path
 
 import pytest
 from crash_harness import differences, dynamics, environment, seeded, write_recipe, write_small_model
+from tests import warm
 
 from sengi import storage
 
 STEPS = 60
 PARTS, KILLS = 7, 3  # one part by default, the others with `make test-slow`
-TRAIN = [sys.executable, "-m", "sengi", "train"]
+TRAIN = ["-m", "sengi", "train"]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrun" / "one-machine.sh"
 
 
 class Command:
-    """One call of ``sengi train`` on the recipe of a folder; its output goes to a file."""
+    """One call of ``sengi train`` on the recipe of a folder; its output goes to a file.
 
-    def __init__(self, folder: Path, arguments: list[str] | None = None) -> None:
+    Args:
+        cold: the command that starts it from nothing; a fork that has its imports without.
+    """
+
+    def __init__(self, folder: Path, cold: list[str] | None = None) -> None:
         self.run, self.born = folder / "run", time.monotonic()
         self.output = folder / "output.txt"
         self.before = newest(self.run)
         with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                [*(arguments or TRAIN), str(folder / "recipe.yaml")],
-                env=environment(folder.parent) | {"PYTHON": sys.executable, "PROCESSES": "2"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            recipe, env = str(folder / "recipe.yaml"), environment(folder.parent)
+            self.process: subprocess.Popen[bytes] | warm.Process
+            if cold is None:
+                self.process = warm.start([*TRAIN, recipe], env=env, stdout=output, stderr=output)
+            else:
+                env |= {"PYTHON": sys.executable, "PROCESSES": "2"}
+                self.process = subprocess.Popen([*cold, recipe], env=env, stdout=output, stderr=output)
 
     def wait_until_saved(self, step: int) -> None:
         """Return when a checkpoint of that step or a later one is there, or the process is gone."""
@@ -87,8 +97,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_small_model(root / "model")
             write_recipe(root)
             command = Command(folder_for(root, "unbroken", keep=None))
-            command.wait_until_saved(1)
-            (root / "startup").write_text(str(time.monotonic() - command.born))
             assert command.end() == 0, command.text()
     return root
 
@@ -96,15 +104,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 def test_kill_at_random_moments(root: Path, part: int) -> None:
     draw, folder = random.Random(seeded(part)), folder_for(root, f"kills-{part}")
-    startup, run = float((root / "startup").read_text()), folder / "run"
+    cold, run = [sys.executable, *TRAIN] if part else None, folder / "run"
     kills = in_save = in_start = 0
+    startup = 0.0
     while kills < KILLS:
-        command = Command(folder)
+        command = Command(folder, cold)
         if kills % 2:  # while it starts or resumes: claims, sweeps, verifies, loads, cuts the log
             with contextlib.suppress(subprocess.TimeoutExpired):
                 command.process.wait(draw.uniform(0.5, 1.0) * startup)
         else:
             command.wait_until_saved(command.before + 1)
+            startup = time.monotonic() - command.born
             time.sleep(draw.uniform(0, 0.15))
         code = command.end(signal.SIGKILL)
         if code == 0:  # it was quicker than the kill: once more from the start
@@ -120,7 +130,7 @@ def test_kill_at_random_moments(root: Path, part: int) -> None:
         in_save += bool(list(run.glob(".tmp-checkpoint-*")))
         in_start += good == command.before
     print({"kills": kills, "in_save": in_save, "in_start": in_start, "step": good})
-    last = Command(folder)
+    last = Command(folder, cold)
     assert last.end() == 0, last.text()
     assert not good or f"continuing after step {good} from checkpoint-{good}" in last.text()
     assert differences(run, root / "unbroken" / "run", STEPS) == []
@@ -162,15 +172,21 @@ def test_signals_a_second_process_and_a_corrupt_checkpoint(root: Path) -> None:
     assert differences(run, root / "unbroken" / "run", STEPS) == []
 
 
-def test_one_process_continues_on_two(root: Path) -> None:
-    folder = folder_for(root, "elastic")
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_one_process_continues_on_two(root: Path, torchrun: bool) -> None:
+    folder = folder_for(root, f"elastic-{torchrun}")
     shutil.copytree(root / "unbroken" / "run", folder / "run")
     for path in storage.published(folder / "run", "checkpoint-")[10:]:
         shutil.rmtree(path)
-    two = Command(folder, ["bash", str(EXAMPLE)])
-    assert two.end() == 0, two.text()
-    assert "continuing after step 10 from checkpoint-10" in two.text()
-    assert "saved by 1 processes and goes on with 2" in two.text()
+    if torchrun:
+        two = Command(folder, ["bash", str(EXAMPLE)])
+        code, text = two.end(), two.text()
+    else:
+        done = warm.run([*TRAIN, str(folder / "recipe.yaml")], env=environment(root), ranks=2)
+        code, text = done.returncode, done.stderr
+    assert code == 0, text
+    assert "continuing after step 10 from checkpoint-10" in text
+    assert "saved by 1 processes and goes on with 2" in text
     ours, theirs = dynamics(folder / "run"), dynamics(root / "unbroken" / "run")
     assert [line["samples_sha256"] for line in ours] == [line["samples_sha256"] for line in theirs]
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests import warm
 from tests.model.tiny_folder import write_tiny_folder as write_model
 from tests.train.memory_run import ALONE
 
@@ -17,7 +16,6 @@ from sengi.recipe_sources import resolve_recipe
 from sengi.train.distributed import World
 from sengi.train.run import train
 
-ROOT = Path(__file__).parents[2]
 REDUCTIONS = ("token", "sample")
 # Tokens a micro-batch may hold: the longest sample alone, something odd, everything at once
 BUDGETS = {1: ("longest", 100_000), 2: ("longest", 197), 4: ("longest",)}
@@ -130,10 +128,8 @@ def ways_to_shard(folder: Path, longest: int, found: dict[int, dict[str, list[Pa
 def launch(folder: Path, world: int, runs: list[str]) -> None:
     out = folder / "talk"
     out.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    command += [str(Path(__file__).with_name("rank_program.py")), str(out), *runs]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+    command = [str(Path(__file__).with_name("rank_program.py")), str(out), *runs]
+    done = warm.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, ranks=world, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

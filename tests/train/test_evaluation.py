@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import warm
 from tests.model.tiny_folder import write_tiny_folder
+from tests.train.crash_harness import dynamics
+from tests.train.told import start, state
 
 from sengi.cli.app import run as command
 from sengi.errors import InputError, RecipeError, StoppedByRequest, StorageError
 from sengi.evaluation import Evaluation
-from sengi.recipe_sources import resolve_recipe
 from sengi.train import evaluation
-from sengi.train.observer import Observer
-from sengi.train.run import train
 from sengi.train.undisturbed import undisturbed
 
-TIMING = {"tokens_per_second", "mfu", "step_seconds", "data_wait_seconds", "peak_memory_bytes"}
 STEPS = 5
 
 
@@ -80,37 +77,6 @@ def recipe(parts: Path, tmp_path: Path) -> Recipe:
         return {key: value for key, value in (recipe | changes).items() if value is not None or key not in recipe}
 
     return values
-
-
-class Told(Observer):
-    """Keeps what a run tells."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.scored: list[tuple[int, str]] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def evaluated(self, step: int, scores: list[dict[str, Any]]) -> None:
-        self.scored.append((step, scores[0]["task"]))
-
-
-def start(values: dict[str, Any]) -> Told:
-    told = Told()
-    train(resolve_recipe(values=values), told)
-    return told
-
-
-def dynamics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "dynamics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
-
-
-def state(checkpoint: Path) -> dict[str, bytes]:
-    """Weights, master weights, both moments and the manifest of a checkpoint; not the card, it names the folder."""
-    files = {str(p.relative_to(checkpoint)): p.read_bytes() for p in checkpoint.rglob("*") if p.is_file()}
-    return {name: data for name, data in files.items() if name.endswith((".safetensors", "layout.json"))}
 
 
 def scored_steps(run: Path) -> list[int]:
@@ -363,19 +329,20 @@ def test_a_second_process_dies_and_continues_with_the_run_and_finds_the_same(rec
     start(recipe(output_dir=str(one), **twice))
     values = recipe(eval_process="second", **twice)
     (tmp_path / "recipe.yaml").write_text(json.dumps(values))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sengi", "train", str(tmp_path / "recipe.yaml")],
-        env={**os.environ, "SENGI_TEST_MARKER": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with Path(os.devnull).open("w") as nowhere:
+        process = warm.start(
+            ["-m", "sengi", "train", str(tmp_path / "recipe.yaml")],
+            env={**os.environ, "SENGI_TEST_MARKER": str(tmp_path)},
+            stdout=nowhere,
+            stderr=nowhere,
+        )
     deadline = time.monotonic() + 120
     while not alive(str(tmp_path)):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.wait(60)
     while alive(str(tmp_path)):
         assert time.monotonic() < deadline, "the second process outlived the run"
         time.sleep(0.01)

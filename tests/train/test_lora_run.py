@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import warm
 from tests.model.tiny_folder import write_tiny_folder
+from tests.train.crash_harness import dynamics
 
 from sengi.cli.app import run
 from sengi.errors import CheckpointError, InputError, ModelError
@@ -27,12 +28,10 @@ from sengi.train.observer import Observer
 from sengi.train.run import train
 
 pytest.importorskip("peft")
-ROOT = Path(__file__).parents[2]
 STEPS = 6
 KINDS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes"
 ))]  # fmt: skip
-TIMING = {"tokens_per_second", "mfu", "step_seconds", "data_wait_seconds", "peak_memory_bytes"}
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +82,6 @@ def trained(folder: Path, name: str, **more: Any) -> Path:
     if not (folder / name).exists():
         train(resolve_recipe(write_recipe(folder, name, **more)))
     return folder / name
-
-
-def dynamics(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (path / "dynamics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -153,7 +147,7 @@ def test_a_killed_process_loses_nothing(folder: Path) -> None:
     )
     recipe = write_recipe(folder, "lora-killed", save_total_limit=1)
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    assert subprocess.run([sys.executable, "-c", program, str(recipe)], env=env).returncode == -signal.SIGKILL
+    assert warm.run(["-c", program, str(recipe)], env=env).returncode == -signal.SIGKILL
     assert not (folder / "lora-killed" / f"checkpoint-{STEPS}").exists()
     train(resolve_recipe(recipe))
     unbroken = trained(folder, "lora")
@@ -166,10 +160,8 @@ def test_two_processes_train_the_same_adapter(folder: Path) -> None:
     kinds = ["lora", "qlora"] if importlib.util.find_spec("bitsandbytes") else ["lora"]
     recipes = [write_recipe(folder, f"{name}-two") for name in kinds]
     (folder / "talk").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [str(Path(__file__).with_name("rank_program.py")), str(folder / "talk"), *(f"2:{r}" for r in recipes)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+    command = [str(Path(__file__).with_name("rank_program.py")), str(folder / "talk"), *(f"2:{r}" for r in recipes)]
+    done = warm.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, ranks=2, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in kinds:
         one, two = trained(folder, name), folder / f"{name}-two"

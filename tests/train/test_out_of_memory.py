@@ -5,41 +5,32 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests import warm
 from tests.model.families import VOCAB, family
 from tests.model.tiny_folder import write_tiny_folder
 from tests.train import out_of_memory_program as program
-from tests.train.crash_harness import TIMING, content, write_rows
+from tests.train.crash_harness import content, dynamics, write_rows
 from tests.train.memory_run import ALONE, random_samples, small_recipe, write_store
 from tests.train.rank_program import free_ports
+from tests.train.told import Told
 
 from sengi.data.packing import pack_step
 from sengi.errors import SengiError
 from sengi.model.checkpointing import transformer_layers
 from sengi.model.supervised import prepare
 from sengi.recipe_sources import resolve_recipe
-from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer
 from sengi.train.out_of_memory import MemoryGuard, StepOutOfMemory, is_out_of_memory, smaller_budget
 from sengi.train.run import train
 from sengi.train.step import run_step
 
-ROOT = Path(__file__).parents[2]
 BUDGET = 400
-
-
-class Told(Observer):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +56,6 @@ def write_recipe(folder: Path, name: str, **more: Any) -> Path:
     path = folder / f"{name}.json"
     path.write_text(json.dumps(values | more))
     return path
-
-
-def dynamics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "dynamics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
 def without_note(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -214,22 +200,14 @@ def test_where_not_even_a_sample_fits_the_error_names_it(folder: Path, monkeypat
         train(resolve_recipe(write_recipe(folder, "never", gradient_checkpointing=True)))
 
 
-def launch(folder: Path, jobs: list[dict[str, Any]], ranks: int) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, jobs: list[dict[str, Any]], ranks: int = 0) -> subprocess.CompletedProcess[str]:
     paths = []
     for number, (job, port) in enumerate(zip(jobs, free_ports(len(jobs)), strict=True)):
         path = folder / f"job-{ranks}-{number}.json"
-        path.write_text(json.dumps(job | ({"port": port} if ranks > 1 else {})))
+        path.write_text(json.dumps(job | ({"port": port} if ranks else {})))
         paths.append(str(path))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    if ranks == 1:
-        command = [sys.executable]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path_of_tests()}
-    here = str(Path(__file__).with_name("out_of_memory_program.py"))
-    return subprocess.run([*command, here, *paths], env=env, capture_output=True, text=True, timeout=600)
-
-
-def path_of_tests() -> str:
-    return os.pathsep.join([str(ROOT), str(ROOT / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    command = [str(Path(__file__).with_name("out_of_memory_program.py")), *paths]
+    return warm.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, ranks=ranks)
 
 
 # The real thing: the address space ends, PyTorch's allocator says so, and the run finishes with the same samples.
@@ -238,7 +216,7 @@ def test_a_real_limit_of_the_address_space(folder: Path) -> None:
     more = {"data": [{"path": str(folder / "many.jsonl")}], "effective_batch_size": 1000, "max_steps": 1}
     free = write_recipe(folder, "free", max_tokens_per_device=4000, **more)
     tight = write_recipe(folder, "tight", max_tokens_per_device=1_000_000, gradient_checkpointing="none", **more)
-    done = launch(folder, [{"recipe": str(free)}, {"recipe": str(tight), "room": 110 << 20}], 1)
+    done = launch(folder, [{"recipe": str(free)}, {"recipe": str(tight), "room": 110 << 20}])
     assert done.returncode == 0, done.stderr[-3000:]
     assert plan(folder / "tight")["max_tokens_reduced_from"] == 1_000_000
     for ours, theirs in zip(dynamics(folder / "tight"), dynamics(folder / "free"), strict=True):

@@ -72,7 +72,8 @@ def _sure(results: StudyResults, ranked: Sequence[RankedSetting], halves: Select
     ties = [one for one in others if one.word != "worse"]
     lines = []
     if not ties:
-        lines.append(f"Sure: all {_count(len(worse), 'other setting')} are shown to be worse.")
+        all_others = "the other setting is" if len(worse) == 1 else f"all {len(worse)} other settings are"
+        lines.append(f"Sure: {all_others} shown to be worse.")
     elif not any(one.against_best is not None and one.against_best.sure for one in others):
         lines.append("Not sure: one seed each and no single results, so nothing tells differences from chance.")
     else:

@@ -42,7 +42,8 @@ def render_study_page(report: StudyReport) -> str:
     charts = chart_items(report)
     scripts = [bokeh_script(), (FOLDER / "study_page.js").read_text(encoding="utf-8")] if charts else []
     checks = report.results.judge.checks()
-    return page_environment().get_template("study_page.html.jinja").render(
+    template = page_environment().get_template("study_page.html.jinja")
+    return template.render(
         report=report,
         head=report.headline,
         objective=objective_text(report.results.objective),
@@ -62,10 +63,11 @@ def render_study_page(report: StudyReport) -> str:
 def tally(claims: Sequence[ClaimResult]) -> str:
     """How many claims hold, do not, and cannot be told, in one sentence."""
     parts = []
-    for verdict, words in (("holds", "hold"), ("does not hold", "do not"), ("cannot tell", "cannot be told here")):
+    words = (("holds", "holds", "hold"), ("does not hold", "does not", "do not"))
+    for verdict, one, several in (*words, ("cannot tell", "cannot be told here", "cannot be told here")):
         numbers = [str(claim.number) for claim in claims if claim.verdict == verdict]
         if numbers:
-            parts.append(f"{len(numbers)} {words} ({', '.join(numbers)})")
+            parts.append(f"{len(numbers)} {one if len(numbers) == 1 else several} ({', '.join(numbers)})")
     return f"Of ten claims {', '.join(parts)}."
 
 

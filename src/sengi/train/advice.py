@@ -11,6 +11,7 @@ evidence for large batches covers, and STEPS the length that a suggested batch l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ from sengi.recipe import PAPER, REGRET, Recipe
 from sengi.statistics.gradient_noise import NoiseScale
 
 STEPS, FEWEST_STEPS = 2150, 1075  # ten epochs of 825,487 samples at 3,840 and at 7,680
+FEWEST_STEPS_OF_A_PHASE = 20  # fewer are a warning of the plan
 SMALLEST_BATCH = 8  # that is suggested: the paper's smallest was 128, and fewer than a handful are mostly noise
 LARGE_BATCH = 3840  # from here on the paper's batches ended higher than 128
 HIGHEST_RATE = 1e-4  # that the paper tried
@@ -118,9 +120,8 @@ def less_sure(recipe: Recipe, plan: Mapping[str, Any]) -> str:
 
 def _batch(phase: Mapping[str, Any], steps: int, whole: float, evidence: Mapping[str, PresetValue]) -> Values:
     batch, known = int(phase["effective_batch_size"]), evidence["effective_batch_size"]
+    taken = f"{steps:,} optimizer steps in all, {int(phase['epoch_samples']) / batch:,.0f} an epoch"
     own = int(phase["last_step"]) - int(phase["first_step"]) + 1
-    each = own / max(1, int(phase["num_train_epochs"]))
-    taken = f"{steps:,} optimizer steps in all, {each:,.0f} an epoch"
     kept = round(batch * whole / STEPS)  # leads to STEPS
     suggestion, reason = "", f"{taken}; the paper's runs took {FEWEST_STEPS:,} and more"
     if steps < FEWEST_STEPS:
@@ -130,7 +131,7 @@ def _batch(phase: Mapping[str, Any], steps: int, whole: float, evidence: Mapping
             suggestion, reason = f"{kept:,}", f"{reason}, and {kept:,} a step would take {steps * batch // kept:,}"
         else:
             reason += "; more data or epochs would help, a smaller batch does not"
-    elif batch < LARGE_BATCH and kept >= FAR * batch:
+    elif batch < LARGE_BATCH and kept >= FAR * batch and own >= FEWEST_STEPS_OF_A_PHASE:
         larger = min(kept, LARGE_BATCH)
         suggestion = f"{larger:,}"
         reason = (
@@ -185,7 +186,9 @@ def _warmup(phase: Mapping[str, Any], evidence: Mapping[str, PresetValue]) -> Va
 
 
 def _epochs(phase: Mapping[str, Any], evidence: Mapping[str, PresetValue]) -> Values:
-    epochs, known = int(phase["num_train_epochs"]), evidence["num_train_epochs"]
+    # max_steps may end the run earlier, as it does in a study
+    epochs = min(int(phase["num_train_epochs"]), math.ceil(phase["samples"] / phase["epoch_samples"]))
+    known = evidence["num_train_epochs"]
     longest = int(known.value)
     reason, suggestion = (
         "the paper's best scores came after 4.5 to 5.3 epochs of Granite: keep checkpoints on the way",

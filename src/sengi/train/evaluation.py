@@ -33,14 +33,11 @@ from sengi.evaluate.suite import fingerprint
 from sengi.evaluate.tasks import evaluate_questions
 from sengi.train.background import Background, Job
 from sengi.train.checkpoint import PREFIX
-from sengi.train.distributed import World
-from sengi.train.observer import Observer
 from sengi.train.patience import on_first_patiently
-from sengi.train.run_folder import RunFolder, has_begun
+from sengi.train.run_context import RunContext
+from sengi.train.run_folder import has_begun
 from sengi.train.run_plan import QUEUE
 from sengi.train.schedule import evaluation_is_due
-from sengi.train.setup import Setup
-from sengi.train.stopping import StopRequest
 from sengi.train.undisturbed import undisturbed
 
 POLL = 0.2  # seconds between looks at the second process where nothing else is to do
@@ -53,16 +50,22 @@ class Evaluations:
         failed: step -> cause, of evaluations of tasks that failed in this session; on rank 0.
     """
 
-    def __init__(self, setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder) -> None:
-        self.setup, self.world, self.observer, self.stop, self.folder = setup, world, observer, stop, folder
-        self.recipe, self.suite = setup.resolved.recipe, setup.suite
+    def __init__(self, run: RunContext) -> None:
+        self.setup, self.world, self.observer, self.stop, self.folder = (
+            run.setup,
+            run.world,
+            run.observer,
+            run.stop,
+            run.folder,
+        )
+        self.recipe, self.suite = run.setup.resolved.recipe, run.setup.suite
         self.failed: dict[int, str] = {}
         self._remarks: set[str] = set()
         self._data, self._second = "", None
         if (suite := self.suite) is not None:
-            self._data = str(world.on_first(lambda: fingerprint(suite)))
-            if world.first and self.recipe.eval_process == "second":
-                self._second = Background(folder.path, suite, self._data, max(1, torch.get_num_threads() // 2))
+            self._data = str(run.world.on_first(lambda: fingerprint(suite)))
+            if run.world.first and self.recipe.eval_process == "second":
+                self._second = Background(run.folder.path, suite, self._data, max(1, torch.get_num_threads() // 2))
 
     def is_due(self, step: int) -> bool:
         """Whether ``step`` is an evaluation point."""

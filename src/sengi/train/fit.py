@@ -181,9 +181,7 @@ class Forecaster:
 
     def _micro_batch(self, lengths: tuple[int, ...], targets: int, dial: Dial) -> MicroBatch:
         try:
-            return trace_model(
-                self.config, self._adapt, list(lengths), targets, dial, self.world.device, self.autocast
-            )
+            return trace_model(self.config, self._adapt, list(lengths), targets, dial, self.world.device, self.autocast)
         except Exception as error:  # whatever a family's own code cannot do without numbers
             note = f"the forecast of activations is a rough guess: this model cannot be traced ({type(error).__name__})"
             self.notes = [note]

@@ -27,11 +27,8 @@ from sengi.errors import CheckpointError, InputError, RecipeError, SengiError
 from sengi.evaluate.metrics import is_higher_better
 from sengi.evaluate.run_evaluations import read_evaluation, read_tasks
 from sengi.train.checkpoint import PREFIX
-from sengi.train.distributed import World
 from sengi.train.evaluation import Evaluations
-from sengi.train.observer import Observer
-from sengi.train.run_folder import RunFolder
-from sengi.train.setup import Setup
+from sengi.train.run_context import RunContext
 
 FILE = "phases.json"
 HELDOUT = "heldout_loss"
@@ -60,11 +57,10 @@ class Handover:
         records: of the phases that have ended and handed on their weights, as in phases.json.
     """
 
-    def __init__(
-        self, setup: Setup, world: World, observer: Observer, folder: RunFolder, evaluations: Evaluations
-    ) -> None:
-        self.order, self.recipe, self.world, self.observer = setup.steps, setup.resolved.recipe, world, observer
-        self.folder, self.evaluations = folder.path, evaluations
+    def __init__(self, run: RunContext, evaluations: Evaluations) -> None:
+        self.order, self.recipe = run.setup.steps, run.setup.resolved.recipe
+        self.world, self.observer, self.folder = run.world, run.observer, run.folder.path
+        self.evaluations = evaluations
         self.asked = self.recipe.phasing
         self.records: list[dict[str, Any]] = []
 

@@ -16,30 +16,24 @@ from sengi.errors import NonFiniteError, StoppedByRequest, StorageError
 from sengi.train import checkpoint
 from sengi.train.alarm_watch import AlarmWatch, non_finite_error
 from sengi.train.background_save import Saver
-from sengi.train.distributed import World
 from sengi.train.evaluation import Evaluations
 from sengi.train.export import check_base, model_card
 from sengi.train.handover import Handover
-from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sengi.train.out_of_memory import MemoryGuard, StepOutOfMemory, does_not_fit, smaller_budget
 from sengi.train.record import Recorder
-from sengi.train.run_folder import RunFolder
+from sengi.train.run_context import RunContext
 from sengi.train.schedule import save_is_due
-from sengi.train.setup import Setup
 from sengi.train.sharding import reduces_each_micro_batch
 from sengi.train.snapshot import reshard
 from sengi.train.step import run_step
-from sengi.train.stopping import StopRequest
 
 
 class Loop:
     """Trains a model from the step it is at to the last one.
 
     Args:
-        setup: recipe, store, order and plan.
-        world: the processes of the run.
-        folder: the run folder; only rank 0 writes.
+        run: recipe, store, order and plan, processes, observer and folder.
         evaluations: what is scored on the way.
         handover: the ends of phases.
         model: the (sharded) supervised model; ``optimizer`` its AdamW.
@@ -54,11 +48,7 @@ class Loop:
 
     def __init__(
         self,
-        setup: Setup,
-        world: World,
-        observer: Observer,
-        stop: StopRequest,
-        folder: RunFolder,
+        run: RunContext,
         evaluations: Evaluations,
         handover: Handover,
         model: nn.Module,
@@ -66,18 +56,26 @@ class Loop:
         files: dict[str, bytes],
         autocast: torch.dtype | None,
     ) -> None:
-        self.setup, self.world, self.observer, self.stop, self.folder = setup, world, observer, stop, folder
+        self.setup, self.world, self.observer, self.stop, self.folder = (
+            run.setup,
+            run.world,
+            run.observer,
+            run.stop,
+            run.folder,
+        )
         self.evaluations, self.handover = evaluations, handover
         self.model, self.optimizer, self.files, self.autocast = model, optimizer, files, autocast
-        self.recipe = setup.resolved.recipe
+        self.recipe = self.setup.resolved.recipe
         self.step = 0
         self.saved_step = -1
         self.loss = float("nan")
-        self.recorder = Recorder(setup, world)
-        self.guard = MemoryGuard(model, world)
-        self.reduce_each = reduces_each_micro_batch(self.recipe, world, setup.plan.trained_parameters)
-        self.alarms = AlarmWatch(setup.steps.num_steps, self.recipe.on_alarm, world, folder, observer)
-        self.saver = Saver(folder.path, world, observer, self.recipe.save_in_background, self._published)
+        self.recorder = Recorder(self.setup, self.world)
+        self.guard = MemoryGuard(model, self.world)
+        self.reduce_each = reduces_each_micro_batch(self.recipe, self.world, self.setup.plan.trained_parameters)
+        planned, on_alarm = self.setup.steps.num_steps, self.recipe.on_alarm
+        self.alarms = AlarmWatch(planned, on_alarm, self.world, self.folder, self.observer)
+        background = self.recipe.save_in_background
+        self.saver = Saver(self.folder.path, self.world, self.observer, background, self._published)
 
     def restore(self) -> None:
         """Go to the newest good checkpoint, if there is one, and open the log behind it.

@@ -21,8 +21,9 @@ from sengi.train.lifeline import Lifeline
 from sengi.train.loop import Loop
 from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer
+from sengi.train.run_context import RunContext
 from sengi.train.run_folder import RunFolder, check_same_data, check_same_recipe, read_plan
-from sengi.train.setup import Setup, set_up
+from sengi.train.setup import set_up
 from sengi.train.sharding import shard
 from sengi.train.stopping import StopRequest
 from sengi.train.trainable import load_trainable
@@ -87,44 +88,35 @@ def train(resolved: ResolvedRecipe, observer: Observer | None = None, stop_file:
         folder = RunFolder(path)
         begun.append(folder)
         try:
-            evaluations = Evaluations(setup, world, observer, stop, folder)
+            run = RunContext(setup, world, observer, stop, folder)
+            evaluations = Evaluations(run)
             stack.callback(evaluations.close)
-            return _run(setup, world, observer, stop, folder, evaluations)
+            return _run(run, evaluations)
         except BaseException as error:
             _note_failure(world, begun, lifeline.explained(error))
             raise
 
 
-def _run(
-    setup: Setup, world: World, observer: Observer, stop: StopRequest, folder: RunFolder, evaluations: Evaluations
-) -> RunResult:
+def _run(run: RunContext, evaluations: Evaluations) -> RunResult:
     """Score, load, train, score."""
-    world.on_first(lambda: _write_request(setup, world, folder))
+    run.world.on_first(lambda: _write_request(run))
     evaluations.before_training()
-    handover = Handover(setup, world, observer, folder, evaluations)
+    handover = Handover(run, evaluations)
     handover.check_select()
-    step, last = _train_model(setup, world, observer, stop, folder, evaluations, handover)
+    step, last = _train_model(run, evaluations, handover)
     gc.collect()  # scoring loads the checkpoint as users will: make room for it
     evaluations.questions(step)
     evaluations.tasks(step)
     if failed := evaluations.finish():
-        observer.message(failed)
+        run.observer.message(failed)
     handover.finish()
-    world.on_first(lambda: _finish(setup, folder, handover, step, failed))
-    return RunResult(folder.path, last, step)
+    run.world.on_first(lambda: _finish(run, handover, step, failed))
+    return RunResult(run.folder.path, last, step)
 
 
-def _train_model(
-    setup: Setup,
-    world: World,
-    observer: Observer,
-    stop: StopRequest,
-    folder: RunFolder,
-    evaluations: Evaluations,
-    handover: Handover,
-) -> tuple[int, Path]:
+def _train_model(run: RunContext, evaluations: Evaluations, handover: Handover) -> tuple[int, Path]:
     """Load, restore, train; the last step and its checkpoint. The model is gone when this returns."""
-    loop = _load(setup, world, observer, stop, folder, evaluations, handover)
+    loop = _load(run, evaluations, handover)
     loop.restore()
     if loop.step == 0:  # a run that is continued has its start scored already
         evaluations.heldout(0, loop.model, loop.autocast)
@@ -137,31 +129,24 @@ def _train_model(
     return loop.step, last
 
 
-def _finish(setup: Setup, folder: RunFolder, handover: Handover, step: int, failed: str) -> None:
-    limit = setup.resolved.recipe.save_total_limit
-    checkpoint.prune(folder.path, limit, handover.spared(), handover.place)  # those that waited to be scored
-    folder.status(state="finished", reason=failed, step=step)
+def _finish(run: RunContext, handover: Handover, step: int, failed: str) -> None:
+    limit = run.setup.resolved.recipe.save_total_limit
+    checkpoint.prune(run.folder.path, limit, handover.spared(), handover.place)  # those that waited to be scored
+    run.folder.status(state="finished", reason=failed, step=step)
 
 
-def _write_request(setup: Setup, world: World, folder: RunFolder) -> None:
+def _write_request(run: RunContext) -> None:
+    setup, folder = run.setup, run.folder
     plan = setup.plan
-    environment = {**describe_environment(), "world_size": world.size, "device": plan.device}
+    environment = {**describe_environment(), "world_size": run.world.size, "device": plan.device}
     folder.write_request(setup.resolved, plan.to_dict(), environment)
     storage.write_file(folder.path / "dropped.jsonl", (setup.store.path / "dropped.jsonl").read_bytes())
-    folder.status(max_steps=plan.steps, world_size=world.size)
+    folder.status(max_steps=plan.steps, world_size=run.world.size)
 
 
-def _load(
-    setup: Setup,
-    world: World,
-    observer: Observer,
-    stop: StopRequest,
-    folder: RunFolder,
-    evaluations: Evaluations,
-    handover: Handover,
-) -> Loop:
+def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop:
     """The base model, made padding-free, sharded and given an optimizer."""
-    recipe, base = setup.resolved.recipe, load_trainable(setup, world.device)
+    recipe, world, base = run.setup.resolved.recipe, run.world, load_trainable(run.setup, run.world.device)
     family = type(base.model.lm).__name__
     if not base.model.padding_free and world.size > 1:
         raise ModelError(
@@ -169,11 +154,10 @@ def _load(
             "without torchrun"
         )
     if not base.model.padding_free:
-        observer.message(f"{family} carries state along the row: one document a forward call, not packed")
+        run.observer.message(f"{family} carries state along the row: one document a forward call, not packed")
     model = shard(base.model, world, recipe)
     optimizer = build_optimizer(model, recipe)
-    files, autocast = base.files, base.autocast
-    return Loop(setup, world, observer, stop, folder, evaluations, handover, model, optimizer, files, autocast)
+    return Loop(run, evaluations, handover, model, optimizer, base.files, base.autocast)
 
 
 def _note_failure(world: World, begun: list[RunFolder], error: BaseException) -> None:

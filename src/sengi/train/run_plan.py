@@ -19,6 +19,7 @@ from sengi.model.cost import ModelCost, best_dtype
 from sengi.model.memory import STATE_BYTES
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
+from sengi.train.advice import FEWEST_STEPS_OF_A_PHASE
 from sengi.train.fit import LOOK_AT, Fit
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
@@ -252,7 +253,7 @@ def _warnings(recipe: Recipe, steps: RunOrder, store: TokenStore) -> list[str]:
     warnings = []
     for phase in steps.phases:
         plan, where = phase.plan, "" if phase.name == STACKED else f"phase {phase.name}: "
-        if plan.num_steps < 20 and where:  # of a whole run, train/advice.py says it
+        if plan.num_steps < FEWEST_STEPS_OF_A_PHASE and where:  # of a whole run, train/advice.py says it
             warnings.append(
                 f"{where}only {plan.num_steps} optimizer steps: {plan.total_samples:,} samples at effective_batch_size "
                 f"{plan.batch_size:,}; a smaller batch gives the model more steps to learn in"
