@@ -1,7 +1,7 @@
 """The command ``python -m sengi train``, killed, stopped, filled up and continued.
 
-By default it is a fork of a process that has done its imports (tests/warm.py); started from nothing with
-`make test-slow`, and by the example for torchrun.
+By default it is a fork of a process that has done its imports (tests/warm.py); with `make test-slow`, and by the
+example for torchrun, it starts from nothing.
 """
 
 from __future__ import annotations
@@ -172,21 +172,15 @@ def test_signals_a_second_process_and_a_corrupt_checkpoint(root: Path) -> None:
     assert differences(run, root / "unbroken" / "run", STEPS) == []
 
 
-@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_one_process_continues_on_two(root: Path, torchrun: bool) -> None:
-    folder = folder_for(root, f"elastic-{torchrun}")
+def test_one_process_continues_on_two(root: Path) -> None:
+    folder = folder_for(root, "elastic")
     shutil.copytree(root / "unbroken" / "run", folder / "run")
     for path in storage.published(folder / "run", "checkpoint-")[10:]:
         shutil.rmtree(path)
-    if torchrun:
-        two = Command(folder, ["bash", str(EXAMPLE)])
-        code, text = two.end(), two.text()
-    else:
-        done = warm.run([*TRAIN, str(folder / "recipe.yaml")], env=environment(root), ranks=2)
-        code, text = done.returncode, done.stderr
-    assert code == 0, text
-    assert "continuing after step 10 from checkpoint-10" in text
-    assert "saved by 1 processes and goes on with 2" in text
+    two = Command(folder, ["bash", str(EXAMPLE)])
+    assert two.end() == 0, two.text()
+    assert "continuing after step 10 from checkpoint-10" in two.text()
+    assert "saved by 1 processes and goes on with 2" in two.text()
     ours, theirs = dynamics(folder / "run"), dynamics(root / "unbroken" / "run")
     assert [line["samples_sha256"] for line in ours] == [line["samples_sha256"] for line in theirs]
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
