@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sengi.harness import leaderboard_rows as leaderboard_rows_module
 from sengi.harness.leaderboard import ALIASES, BBH_CHOICES, LEADERBOARDS, MUSR_CHOICES, leaderboard_scores, normalised
 from sengi.harness.leaderboard_rows import leaderboard_rows
 
@@ -137,3 +139,26 @@ def test_rows_of_a_leaderboard() -> None:
     # 100 questions at one half: a standard error of 0.05
     assert width["ARC"] == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
     assert leaderboard_rows(V1, everything, tasks, samples) == (rows, missing)  # the same draws each time
+
+
+# Near chance, where small models are, the cut at chance must not push the truth out of the interval.
+@pytest.mark.parametrize(("above_chance", "least", "most"), [(0.0, 0.93, 1.0), (0.02, 0.93, 1.0), (0.2, 0.88, 0.99)])
+def test_intervals_of_normalised_scores_hold_the_truth(
+    monkeypatch: pytest.MonkeyPatch, above_chance: float, least: float, most: float
+) -> None:
+    monkeypatch.setattr(leaderboard_rows_module, "RESAMPLES", 200)
+    rng, held, sets, questions = np.random.default_rng(0), 0, 60, 250
+    names = {f"leaderboard_musr_{name}": 1 / choices for name, choices in MUSR_CHOICES.items()}
+    truth = float(np.mean([above_chance / (1 - chance) for chance in names.values()]))
+    for _ in range(sets):
+        right = {name: rng.random(questions) < chance + above_chance for name, chance in names.items()}
+        everything = {
+            "results": {name: {"acc_norm,none": float(found.mean())} for name, found in right.items()},
+            "group_subtasks": {"leaderboard_musr": list(names)},
+            "n-samples": {name: {"effective": questions} for name in names},
+        }
+        samples = {name: records(found.astype(int).tolist(), "acc_norm") for name, found in right.items()}
+        [row], _ = leaderboard_rows(V2, everything, dict.fromkeys(names), samples)
+        assert row["low"] <= row["value"] <= row["high"]
+        held += row["low"] <= truth <= row["high"]
+    assert least <= held / sets <= most

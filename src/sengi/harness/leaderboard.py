@@ -122,7 +122,11 @@ def normalised(value: float, chance: float) -> float:
 
 
 def leaderboard_scores(
-    name: str, results: Mapping[str, Mapping[str, float]], subtasks: Mapping[str, Sequence[str]]
+    name: str,
+    results: Mapping[str, Mapping[str, float]],
+    subtasks: Mapping[str, Sequence[str]],
+    *,
+    below_chance: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the score of each part and their average, between 0 and 1.
 
@@ -130,6 +134,7 @@ def leaderboard_scores(
         name: a key of ``LEADERBOARDS``.
         results: lm-eval's ``results``: task or group -> ``metric,filter`` -> value.
         subtasks: lm-eval's ``group_subtasks``.
+        below_chance: whether a score below chance counts as negative; the leaderboard counts it as 0.
 
     Returns:
         (part -> score, with ``average`` if no part is missing; missing part -> the task without a score).
@@ -137,7 +142,7 @@ def leaderboard_scores(
     scores: dict[str, float] = {}
     missing: dict[str, str] = {}
     for part in LEADERBOARDS[name]:
-        found = [_component(component, name, results, subtasks) for component in part.components]
+        found = [_component(component, name, results, subtasks, below_chance) for component in part.components]
         if any(value is None for value in found):
             absent = [c.task for c, value in zip(part.components, found, strict=True) if value is None]
             missing[part.name] = ", ".join(dict.fromkeys(absent))
@@ -153,6 +158,7 @@ def _component(
     name: str,
     results: Mapping[str, Mapping[str, float]],
     subtasks: Mapping[str, Sequence[str]],
+    below_chance: bool,
 ) -> float | None:
     # The first edition averaged MMLU's 57 subjects with equal weight; lm-eval weighs them by their size.
     if LEADERBOARDS[name] is V1 and component.task == "mmlu":
@@ -162,6 +168,8 @@ def _component(
     value = results.get(component.task, {}).get(component.metric)
     if not isinstance(value, float | int) or math.isnan(value):
         return None
+    if below_chance:
+        return (float(value) - component.chance) / (1.0 - component.chance)
     return normalised(float(value), component.chance)
 
 
