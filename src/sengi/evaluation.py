@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +17,10 @@ class Evaluation:
         scores: one dict a task, metric and group: ``task``, ``metric``, ``group`` (``all``, ``group=...``,
             ``topic=...``), ``value``, its 95% interval ``low`` to ``high``, and ``n``, the questions it rests on.
         items: one dict a question and metric: ``task``, ``id``, ``metric``, ``correct`` (0 or 1, or the metric's
-            value), ``prediction``, ``answer``, ``question``, ``group``, ``topic``; where the whole prompt is known,
-            its SHA-256 as ``prompt_hash``. In the order of the questions, the same for every model.
+            value), ``prediction``, ``answer``, ``question``, ``group``, ``topic``; ``weight`` in the metric's mean
+            where it is not 1; where the whole prompt is known, its SHA-256 as ``prompt_hash``. Items of lm-eval's
+            tasks carry its ``filter``, ``doc_hash`` and ``target_hash`` too, so that they can be paired with its own
+            samples. In the order of the questions, the same for every model.
         excluded: questions that could not be scored: ``task``, ``id``, ``reason``. They are in no score.
         samples: lm-eval's own records of each task (``samples_<task>.jsonl``), for tasks that lm-eval ran.
         results: lm-eval's own results (``results``, ``groups``, ``configs``, ``versions``, ...) of the tasks it ran,
@@ -31,3 +36,19 @@ class Evaluation:
     results: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+
+def question_hashes(item: Mapping[str, Any]) -> tuple[str, str]:
+    """Return hashes of an item's question and of its right answer: equal where two models were asked the same.
+
+    Only what was asked, never what came of it, how it weighs or which group it is in.
+
+    Args:
+        item: of :attr:`Evaluation.items`, or one that was read back; lm-eval's own hashes are taken where it has them.
+    """
+    if "doc_hash" in item and "target_hash" in item:
+        return str(item["doc_hash"]), str(item["target_hash"])
+    answer = str(item.get("answer", ""))
+    question = json.dumps([str(item.get("id", "")), str(item.get("question", "")), answer])
+    target = answer.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(question.encode()).hexdigest(), hashlib.sha256(target).hexdigest()

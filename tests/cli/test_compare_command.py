@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -122,3 +123,35 @@ def test_what_only_one_holds_is_said(two: tuple[str, str], tmp_path: Path, capsy
     write(tmp_path / "b", "gsm8k", [1, 0])
     assert run(["compare", *two]) == 0
     assert f"not compared: only in {two[1]}: gsm8k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--output", "--figure"])
+def test_a_place_that_cannot_be_written_is_said_first(
+    two: tuple[str, str],
+    tmp_path: Path,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "old.png").touch()
+    assert run(["compare", *two, option, str(tmp_path / "folder.png")]) == 2
+    assert run(["compare", *two, option, "/proc/no.png"]) == 2
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert run(["compare", *two, option, str(tmp_path / "old.png")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    errors = printed.err.splitlines()
+    for line, words in zip(
+        errors, ("a folder; name a file in it", "/proc: cannot be written", "read-only"), strict=True
+    ):
+        assert line.startswith(f"error: {option} ")
+        assert words in line
+
+
+# What only the writing itself finds out.
+def test_a_disk_that_is_full_is_a_storage_error(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compare", *two, "--output", "/dev/full"]) == 1
+    error = capsys.readouterr().err
+    assert "error: /dev/full: writing failed: No space left on device" in error
+    assert "not foreseen" not in error

@@ -191,7 +191,31 @@ def test_notes_and_exclusions_are_kept_with_their_steps(
     assert result.excluded == [{"step": 10, "task": "own", "id": "q99", "reason": "too long"}]
 
 
+def test_groups_are_known_with_their_tasks(run: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = checkpoints.evaluate
+
+    def grouped(model: Path, *arguments: Any, **options: Any) -> Evaluation:
+        found = evaluate(model, *arguments, **options)
+        found.results = {"group_subtasks": {"both": ["own"]}}
+        return found
+
+    monkeypatch.setattr(checkpoints, "evaluate", grouped)
+    members = evaluate_run(run, suite).members
+    assert members["both"] == ["own"]
+    assert "mmlu" in members["open_llm_leaderboard_v1"]
+
+
 def test_an_unknown_score_names_the_nearest(run: Path, suite: Suite) -> None:
     with pytest.raises(InputError, match="--select own/acuracy: no such score; there is own/accuracy"):
         evaluate_run(run, suite, select="own/acuracy")
     assert evaluate_run(run, suite, select="own").selected.name == "own/accuracy"
+
+
+def test_heldout_conversations_are_as_long_as_those_of_the_run(run: Path, tmp_path: Path) -> None:
+    recipe = json.loads((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(json.dumps(recipe | {"max_length": 24}))
+    rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a dog " * n}] for n in (1, 2, 40)]
+    (tmp_path / "kept.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    result = evaluate_run(run, Suite(tasks=(f"heldout:{tmp_path / 'kept.jsonl'}",)))
+    assert [point.n for point in result.selected.points] == [2, 2]
+    assert "longer than max_length of the run, 24 tokens" in result.notes[0]

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from sengi.errors import NonFiniteError
 from sengi.evaluate.choices import ChoiceScores, score_choices
 from sengi.evaluate.questions import Question
 from sengi.inference.prompts import Prompts
@@ -146,3 +147,11 @@ def test_other_families_equal_one_by_one(loaded: Loaded, config: PreTrainedConfi
     config.vocab_size = len(loaded[1])
     other = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval(), loaded[1]
     assert_close(score_choices(*other, QUESTIONS), other, QUESTIONS)
+
+
+# max() over NaN takes the first choice, which would be scored as an answer.
+def test_a_broken_model_chooses_nothing(chat_folder: Path, loaded: Loaded) -> None:
+    broken = load_model(chat_folder)
+    broken.get_parameter("model.norm.weight").data[:] = float("nan")
+    with pytest.raises(NonFiniteError, match="the model's log-likelihoods are NaN"):
+        score_choices(broken, loaded[1], QUESTIONS)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from sengi.conversation import Sample
 from sengi.data.store import TokenStore
+from sengi.errors import NonFiniteError
 from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.model.supervised import SupervisedModel, prepare
 from sengi.statistics.differences import paired_difference
@@ -145,3 +146,10 @@ def test_the_interval_covers(tmp_path_factory: pytest.TempPathFactory, seed: int
         (row,) = [row for row in heldout_scores(population, sums) if row["group"] == "all"]
         hits += row["low"] <= 2.0 <= row["high"]
     assert 0.90 < hits / 300 <= 0.99
+
+
+def test_a_broken_model_has_no_loss(store: TokenStore) -> None:
+    broken = prepare(copy.deepcopy(family("llama")))
+    next(iter(broken.parameters())).data[:] = float("nan")
+    with pytest.raises(NonFiniteError, match=rf":1: its held-out loss is nan \({COUNT} of {COUNT} samples are so\)"):
+        heldout_losses(broken, store, 64, 0, 1, CPU, alone)

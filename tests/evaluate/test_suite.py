@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from tests.model.tiny_folder import write_tiny_folder
 from sengi.errors import InputError
 from sengi.evaluate.suite import Suite, check, evaluate, fingerprint, task_words
 from sengi.evaluate.tasks import evaluate_questions
+from sengi.inference.prompts import Prompts
+from sengi.model.load import load_tokenizer
 
 MMLU = [
     {"subject": "anatomy", "question": f"What is bone {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4}
@@ -92,7 +95,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path, questions: Path) -> N
 
 def test_all_kinds_in_one_evaluation(folder: Path, root: Path, questions: Path, heldout: Path, tmp_path: Path) -> None:
     suite = Suite(("mmlu_anatomy", f"questions:{questions}", f"heldout:{heldout}"), num_fewshot=2, data_root=root)
-    check(suite)
+    assert check(suite) == ["heldout_kept", "own", "mmlu_anatomy"]
     seen: list[tuple[int, int, str]] = []
     result = evaluate(folder, suite, cache=tmp_path / "cache", progress=lambda *now: seen.append(now))
     assert {row["task"] for row in result.scores} == {"mmlu_anatomy", "own", "heldout_kept"}
@@ -115,3 +118,43 @@ def test_the_fingerprint_follows_content_and_settings_not_places(root: Path, que
     assert fingerprint(Suite((f"questions:{moved}",), data_root=root)) != first
     lines(root / "mmlu/test.jsonl", MMLU[:3])
     assert fingerprint(suite) != first
+
+
+def test_an_own_question_longer_than_the_context_is_left_out_by_id(folder: Path, tmp_path: Path) -> None:
+    # the model reads 256 tokens; the longest text that fits is asked
+    prompts = Prompts(load_tokenizer(folder))
+    more = 256 - len(prompts.ids(prompts.question(" dog")))
+    rows = [
+        {"id": "short", "question": "Q?", "answer": "x"},
+        {"id": "long", "question": "who barks " * 200, "answer": "x"},
+        {"id": "fits", "question": " dog" * more, "answer": "x"},
+        {"id": "over", "question": " dog" * (more + 1), "answer": "x"},
+        {"id": "choices", "question": "Q?", "choices": ["yes", "no " * 300], "answer": 0},
+        {"id": "fine", "question": "Q?", "choices": ["yes", "no"], "answer": 0},
+    ]
+    calls: list[tuple[int, int, str]] = []
+    own = evaluate_questions(folder, [lines(tmp_path / "q.jsonl", rows)], progress=lambda *now: calls.append(now))
+    assert [item["id"] for item in own.items] == ["short", "fits", "fine"]
+    assert [(row["task"], row["id"]) for row in own.excluded] == [("q", "long"), ("q", "over"), ("q", "choices")]
+    assert {row["reason"] for row in own.excluded} == {"longer than the model's context of 256 tokens"}
+    assert {row["metric"]: row["n"] for row in own.scores} == {"accuracy": 1, "accuracy_sum": 1, "exact_match": 2}
+    assert calls[-1] == (6, 6, "q")
+
+
+# Conversations beyond what the model reads or was trained on would be measured where it knows nothing.
+@pytest.mark.parametrize(
+    ("max_length", "left", "why"), [(None, 2, "the model's context, 256 tokens"), (20, 1, "max_length of the run, 20")]
+)
+def test_heldout_conversations_are_no_longer_than_context_and_run(
+    folder: Path, tmp_path: Path, max_length: int | None, left: int, why: str
+) -> None:
+    rows = []
+    for answer in ("Hello there", "who barks " * 10, "who barks " * 200):
+        rows.append({"messages": [CHAT["messages"][0], {"role": "assistant", "content": answer}]})
+    suite = Suite((f"heldout:{lines(tmp_path / 'mixed.jsonl', rows)}",), max_length=max_length)
+    result = evaluate(folder, suite)
+    assert result.scores[0]["n"] == left
+    assert len(result.excluded) == 3 - left
+    assert all(why in row["reason"] for row in result.excluded)
+    assert result.notes[0].startswith(f"heldout_mixed: {3 - left} of 3 conversations are longer than {why}")
+    assert fingerprint(suite) != fingerprint(replace(suite, max_length=99))

@@ -36,7 +36,7 @@ def main() -> None:
         lm.loglikelihood(scored(("one dog", " barks"), ("two dogs", " bark")))
     except SengiError as error:
         result["failed"] = {"kind": type(error).__name__, "message": str(error), "elsewhere": error.elsewhere}
-    print(json.dumps(result))
+    print(json.dumps(result) + "\n", end="", flush=True)  # in one piece: another process writes to the same file
 
 
 if __name__ == "__main__":

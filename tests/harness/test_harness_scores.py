@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sengi.harness.intervals import Stratum, group_interval, metric_interval, stratum
 from sengi.harness.lm_eval_tasks import mean
-from sengi.harness.scores import labels, plain, question_values
+from sengi.harness.scores import labels, question_values
 from sengi.statistics.intervals import wilson_interval
 
 SIMULATIONS = 700
@@ -146,6 +146,3 @@ def test_values_keep_the_order_of_questions() -> None:
         {"doc_id": 0, "filter": "b", "metrics": ["m"], "m": 0},
     ]
     assert question_values(records) == {("m", "a"): [1, 0], ("m", "b"): [0]}
-    assert plain([True, False, True, True]) == 0.75
-    assert plain(np.float32(0.5)) == 0.5
-    assert math.isnan(plain([]))

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sengi.harness import leaderboard_rows as leaderboard_rows_module
-from sengi.harness.leaderboard import ALIASES, BBH_CHOICES, LEADERBOARDS, MUSR_CHOICES, leaderboard_scores, normalised
+from sengi.harness.leaderboard import (
+    ALIASES,
+    BBH_CHOICES,
+    LEADERBOARDS,
+    MUSR_CHOICES,
+    departure,
+    leaderboard_scores,
+    normalised,
+)
 from sengi.harness.leaderboard_rows import leaderboard_rows
 
 V1, V2 = LEADERBOARDS
@@ -53,6 +61,27 @@ def test_public_settings_of_the_first_edition() -> None:
     shots = {part.name: part.num_fewshot for part in LEADERBOARDS[V1]}
     assert shots == {"ARC": 25, "HellaSwag": 10, "MMLU": 5, "TruthfulQA": 0, "Winogrande": 5, "GSM8K": 5}
     assert ALIASES.keys() == {"leaderboard_v1", "leaderboard_v2"}
+
+
+# The public numbers were made with one set of settings: others give another number under the same name.
+@pytest.mark.parametrize(
+    ("name", "asked", "words"),
+    [
+        (V1, (0, None, False), ["--num-fewshot 0"]),
+        (V1, (None, 20, True), ["--limit 20", "--apply-chat-template"]),
+        (V1, (None, None, False), []),
+        (V2, (5, 20, True), ["--num-fewshot 5", "--limit 20"]),
+        (V2, (None, None, True), []),  # there it was the choice of who submitted
+    ],
+)
+def test_settings_that_are_not_the_leaderboards_are_named(
+    name: str, asked: tuple[int | None, int | None, bool], words: list[str]
+) -> None:
+    note = departure(name, *asked)
+    assert note.startswith(f"{name}: not comparable with the public leaderboard: ") == bool(words)
+    options = ("--num-fewshot", "--limit", "--apply-chat-template")
+    assert all(word in note for word in words)
+    assert sum(option in note for option in options) == len(words)
 
 
 def test_examples_of_the_documentation() -> None:

@@ -133,8 +133,10 @@ def test_a_broken_model_is_not_scored(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder)
     model.get_parameter("model.norm.weight").data[:] = float("nan")
     broken = SengiLM(model, tiny_tokenizer(), progress=quiet)
-    with pytest.raises(NonFiniteError, match=r"NaN.*try dtype=float32"):
+    with pytest.raises(NonFiniteError, match="tiny: the model's log-likelihoods are NaN"):
         broken.loglikelihood(scored(("a", " b")))
+    with pytest.raises(NonFiniteError, match="if they only overflow in bfloat16, dtype=float32 helps"):
+        SengiLM(model.bfloat16(), tiny_tokenizer(), progress=quiet).generate_until(written("a", max_gen_toks=2))
 
 
 def test_rolling_predicts_each_token_once(shared_lm: SengiLM) -> None:

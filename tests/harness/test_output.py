@@ -121,6 +121,13 @@ def test_other_evaluators_get_the_same_shape(tmp_path: Path) -> None:
     assert ours[0]["doc"]["topic"] == "europe"
 
 
+@pytest.mark.parametrize(("metric", "higher"), [("score", True), ("judge_noise", False), ("loss", False)])
+def test_directions_are_those_of_the_metrics(tmp_path: Path, metric: str, higher: bool) -> None:
+    score = {"task": "mt_bench", "metric": metric, "group": "all", "value": 0.5, "low": 0.1, "high": 0.9, "n": 2}
+    write_output(tmp_path, "m", Evaluation(scores=[score]), {})
+    assert written(tmp_path)[0]["higher_is_better"] == {"mt_bench": {metric: higher}}
+
+
 def test_lm_evals_tasks_without_its_results(tmp_path: Path) -> None:
     # Evaluations that were merged keep scores and samples: filters, groups and tasks are still where readers look.
     score = {"group": "all", "value": 0.5, "low": 0.1, "high": 0.9, "n": 2}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,16 @@ from tests.harness.local_tasks import keep_small_index, write_jsonl, write_root
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi.errors import InputError
+from sengi.evaluate.compare import compare
+from sengi.evaluate.run_evaluations import write_tasks
+from sengi.evaluate.saved_samples import load_samples
 from sengi.evaluation import Evaluation
 from sengi.harness.lm import SengiLM
-from sengi.harness.run import evaluate_tasks
+from sengi.harness.output import write_output
+from sengi.harness.run import evaluate_tasks, run_tasks
 from sengi.harness.task_index import LocalTaskManager
+from sengi.harness.tasks import load_tasks
+from sengi.inference.loglikelihood import Scorer
 
 TASKS = ["arc_easy", "winogrande", "truthfulqa_mc2", "gsm8k", "mmlu_humanities"]
 
@@ -116,6 +124,18 @@ def test_items_say_what_was_asked(evaluation: Evaluation) -> None:
     assert winogrande["question"] == "Sarah was better than Maria so Sarah won."
 
 
+def test_a_run_and_a_folder_of_samples_hold_the_same(evaluation: Evaluation, tmp_path: Path) -> None:
+    write_tasks(tmp_path / "run", 100, "a" * 64, "m", 800, evaluation)
+    write_output(tmp_path / "samples", "m", evaluation, {})
+    comparison = compare([load_samples(tmp_path / "run"), load_samples(tmp_path / "samples")])
+    assert comparison.not_compared == []
+    assert all(row.paired.difference.value == 0 for row in comparison.rows)
+    found = {(row.task, row.metric): row.before for row in comparison.rows}
+    assert found.keys() >= {("mmlu_humanities", "acc"), ("gsm8k", "exact_match,strict-match"), ("arc_easy", "acc")}
+    assert found["mmlu_humanities", "acc"] == pytest.approx(row(evaluation, "mmlu_humanities", "acc")["value"])
+    assert {part.task for part in comparison.parts} == {"mmlu_humanities"}  # its subjects are no rows of their own
+
+
 def test_results_say_how_they_came_about(evaluation: Evaluation, root: Path) -> None:
     assert str(root / "arc_easy.jsonl.xz") in evaluation.results["sengi"]["files"]
     assert evaluation.results["configs"]["arc_easy"]["custom_dataset"] == f"local files of arc under {root}"
@@ -158,15 +178,56 @@ def test_a_leaderboard_with_parts_missing(root: Path, model: Path, tmp_path: Pat
     for name in ("gpqa_main", "gpqa_diamond", "gpqa_extended"):
         (tmp_path / "gpqa").mkdir(exist_ok=True)
         (tmp_path / f"gpqa/{name}.csv").write_bytes((root / f"gpqa/{name}.csv").read_bytes())
-    evaluation = evaluate_tasks(model, ["leaderboard_v2"], data_root=tmp_path)
+    evaluation = evaluate_tasks(model, ["leaderboard_v2"], limit=4, data_root=tmp_path)
     board = [one for one in evaluation.scores if one["task"] == "open_llm_leaderboard_v2"]
     assert [one["metric"] for one in board] == ["GPQA"]
     missing = {one["id"] for one in evaluation.excluded if one["task"] == "open_llm_leaderboard_v2"}
     assert missing == {"IFEval", "BBH", "MATH Lvl 5", "MuSR", "MMLU-Pro"}
     assert any("no average, since BBH could not be run" in note for note in evaluation.notes)
+    assert any("not comparable with the public leaderboard: --limit 4" in note for note in evaluation.notes)
 
 
 def test_a_task_is_checked_before_the_model_is_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SengiLM, "__init__", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match="no such task"):
         evaluate_tasks(Path("nowhere"), ["arc_esay"], data_root=root)
+
+
+# IFEval writes 1,280 tokens and MATH 1,024: known before the first question, not after hours of the others.
+def test_a_task_that_writes_more_than_the_context_holds_is_found_first(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scorer, "score", lambda *_, **__: pytest.fail("something was scored"))
+    with pytest.raises(InputError, match=r"task leaderboard_ifeval writes up to 1,280 tokens, .* 512 leaves no room"):
+        evaluate_tasks(model, ["arc_easy", "leaderboard_ifeval"], data_root=root)
+
+
+def test_a_leaderboard_misses_parts_without_room(root: Path, model: Path, tmp_path: Path) -> None:
+    for name in ("gpqa", "ifeval"):
+        (tmp_path / name).symlink_to(root / name)
+    kinds = "Algebra|Counting & Probability|Geometry|Intermediate Algebra|Number Theory|Prealgebra|Precalculus"
+    row = {"problem": "1+1?", "level": "Level 5", "solution": "It is $\\boxed{2}$."}
+    write_jsonl(tmp_path / "math_test.jsonl", [{**row, "type": kind} for kind in kinds.split("|")])
+    evaluation = evaluate_tasks(model, ["leaderboard_v2"], data_root=tmp_path, limit=2)
+    assert [one["metric"] for one in evaluation.scores if one["task"] == "open_llm_leaderboard_v2"] == ["GPQA"]
+    reasons = {one["id"]: one["reason"] for one in evaluation.excluded}
+    assert "leaderboard_ifeval writes up to 1,280 tokens" in reasons["IFEval"]
+    assert "writes up to 1,024 tokens" in reasons["MATH Lvl 5"]
+    assert any(
+        "no average, since IFEval could not be run: task leaderboard_ifeval" in note for note in evaluation.notes
+    )
+
+
+# undisturbed() gives the GPU's memory back to the training: by then the model must be gone, without a collection.
+def test_a_scored_model_is_freed_when_its_evaluation_ends(root: Path, model: Path) -> None:
+    loaded = load_tasks(["arc_easy"], root, num_fewshot=0)
+    lm = SengiLM(model, device="cpu", progress=lambda *_: None)
+    kept = weakref.ref(lm.model)
+    gc.collect()
+    gc.disable()
+    try:
+        run_tasks(lm, loaded, limit=1)
+        del lm
+        assert kept() is None
+    finally:
+        gc.enable()

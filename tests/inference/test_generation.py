@@ -13,9 +13,10 @@ from tests.model.families import FAMILIES, family
 from tests.model.tiny_folder import tiny_model, tiny_tokenizer, write_tiny_folder
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
 
-from sengi.errors import InputError
+from sengi.errors import InputError, NonFiniteError
 from sengi.inference.generation import Generator
 from sengi.inference.generation_request import GenerationRequest
+from sengi.inference.stream import stream_reply
 
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model(len(TOKENIZER))
@@ -285,3 +286,17 @@ def test_texts_on_cuda_equal_those_on_the_cpu() -> None:
     assert generator.shares_steps
     assert texts[:-1] == GENERATOR.generate(requests[:-1], batch_tokens=200)
     assert generator.generate(requests, batch_tokens=200) == texts
+
+
+# A token of NaN would be token 0: a text that looks like any bad model's.
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("slots", [True, False])
+def test_a_broken_model_writes_nothing(temperature: float, slots: bool) -> None:
+    model = tiny_model(len(TOKENIZER))
+    generator = Generator(model, TOKENIZER)
+    generator.shares_steps = slots
+    model.get_parameter("model.norm.weight").data[3] = float("nan")
+    with pytest.raises(NonFiniteError, match="the model's logits are NaN or infinite"):
+        generator.generate([GenerationRequest([5, 6], 4, temperature=temperature)])
+    with pytest.raises(NonFiniteError, match="the model's logits"):
+        list(stream_reply(model, TOKENIZER, [{"role": "user", "content": "Hi"}], temperature=temperature))

@@ -74,6 +74,12 @@ def test_a_planted_effect_is_found_either_way_and_none_is_called_none(number: in
     assert len(better.runs) == 6
 
 
+def test_stacked_against_phased_is_decided_by_the_score_and_says_so() -> None:
+    # the claim has a second half, samples to the peak, which the verdict must not seem to rest on
+    reason = claim(study_of(list(SIDES[6]), [1.80, 2.00]), 6).reason
+    assert "decided by the score alone, samples to the peak" in reason
+
+
 @pytest.mark.parametrize("number", SIDES)
 def test_with_much_chance_nothing_is_told(number: int) -> None:
     favoured, other = SIDES[number]

@@ -85,6 +85,37 @@ def test_repeated_seeds_calibrate_the_margin() -> None:
     assert any("2 settings with repeated seeds" in v.reason for v in quiet)
 
 
+def explode(history: History, height: float) -> History:
+    """The same run with a rate that throws the loss up after the first step, from where it falls back."""
+    seen = np.array(history.samples_seen)
+    risen = np.array(history.loss) + height * np.exp(-seen / 1500.0) * (seen > seen[0])
+    return replace(history, loss=tuple(risen.tolist()))
+
+
+def test_falling_back_from_an_explosion_is_no_learning() -> None:
+    # seen in a real study (docs/results/studies.md): it fell further than all that learned, and made them "slow"
+    runs = [run("calm", 0.8, 1.0), run("wild", 1.2, 2.0)]
+    thrown = explode(run("thrown", 0.2, 0.5), 4.0)
+    verdicts = judge([*runs, thrown], SETTINGS)
+    assert {v.state for v in verdicts if v.run == "thrown"} == {"slow"}
+    assert same([v for v in verdicts if v.run != "thrown"], judge(runs, SETTINGS))
+
+
+@CASES
+@given(fields(), st.floats(3.0, 8.0), st.sampled_from([8, 16, 40]))
+def test_an_exploded_run_changes_no_verdict(runs: list[History], height: float, batch: int) -> None:
+    thrown = explode(run("thrown", 0.0, 0.5, batch, samples=2000), height)
+    verdicts = judge([*runs, thrown], SETTINGS)
+    assert same([v for v in verdicts if v.run != "thrown"], judge(runs, SETTINGS))
+
+
+def test_margins_that_no_float_holds_as_a_ratio_are_put_in_words() -> None:
+    # two seeds of one setting, one of them with hardly a gradient: their spread is hundreds in the logarithm
+    calm = run("calm", 1.0, 1.0, settings="calm")
+    few = [replace(calm, grad_norm=tuple(1e-150 for _ in calm.grad_norm), name="few"), calm, run("wild", 1.2, 2.0)]
+    assert any("chance beyond measure" in v.reason for v in judge(few, SETTINGS))
+
+
 def test_nobody_is_judged_before_all_have_warmed_up() -> None:
     runs = [run("calm", 0.8, 1.0), run("wild", 1.2, 2.0), run("late", 1.0, 1.5, warmup=1500, samples=16)]
     verdicts = judge(runs, SETTINGS)

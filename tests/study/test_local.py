@@ -13,7 +13,7 @@ import pytest
 
 from sengi.errors import InputError
 from sengi.study import local
-from sengi.study.local import LocalExecutor, failure_cause
+from sengi.study.local import LocalExecutor, ended_as
 from sengi.study.space import Run
 from sengi.study.study_file import Executor
 
@@ -55,8 +55,28 @@ def test_a_run_gets_its_slot_its_share_of_the_cores_and_a_log(tmp_path: Path, mo
     assert seen["env"]["OMP_NUM_THREADS"] == "6"
     assert "--nproc-per-node=2" in seen["command"]
     assert seen["command"][-3:] == ["sengi", "train", str(tmp_path / "request.json")]
+    # torchrun kills what takes longer than this to save
+    assert seen["env"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "600"
     assert executor.ended()["001-s1"].code == 0
     assert executor.free == 1
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "77")
+    executor.start(Run("001-s1", 1, 1, {}, tmp_path))
+    assert seen["env"]["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "77"
+
+
+def test_a_failure_is_not_explained_by_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "visible_gpus", list)
+    log = tmp_path / "train.log"
+    log.write_text("error: disk full, a week ago\n")
+    executor, popen = LocalExecutor(Executor()), subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **rest: popen(["sh", "-c", "echo bye; exit 1"], **rest))
+    executor.start(Run("001-s1", 1, 1, {}, tmp_path))
+    executor._running["001-s1"][0].wait()
+    assert executor.ended()["001-s1"].cause == f"exit code 1; see {log}"
+    assert log.read_text() == "error: disk full, a week ago\nbye\n"
+
+
+LAUNCHER = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 12 got signal: 15\n"
 
 
 @pytest.mark.parametrize(
@@ -68,13 +88,18 @@ def test_a_run_gets_its_slot_its_share_of_the_cores_and_a_log(tmp_path: Path, mo
         ("", -9, "killed by SIGKILL (by hand, or the machine ran out of memory)"),
         ("", -15, "killed by SIGTERM"),
         ("error: from an earlier session\n", 0, ""),
+        (LAUNCHER, 1, "killed by SIGTERM"),
+        (f"error: disk full\n{LAUNCHER}", 1, "disk full"),
     ],
 )
 def test_the_cause_of_a_failure_is_its_last_error(tmp_path: Path, text: str, code: int, cause: str) -> None:
     log = tmp_path / "train.log"
     log.write_text(text)
-    assert failure_cause(log, code).startswith(cause)
-    assert bool(failure_cause(log, code)) == bool(cause)
+    ended = ended_as(code, log, 0)
+    assert ended.cause.startswith(cause)
+    assert bool(ended.cause) == bool(cause)
+    # a torchrun that a signal stopped exits with 1
+    assert ended.code == (-15 if LAUNCHER in text else code)
 
 
 def test_a_killed_study_takes_its_trainings_along(tmp_path: Path) -> None:

@@ -130,14 +130,14 @@ def test_the_interval_of_a_rank_correlation_covers_the_truth() -> None:
     for _ in range(300):
         x = rng.standard_normal(20)
         y = 0.5 * x + math.sqrt(0.75) * rng.standard_normal(20)
-        told = spearman("x", 1, x.tolist(), y.tolist())
+        told = spearman("x", 1, x.tolist(), y.tolist(), len(x))
         hits += told.low <= truth <= told.high
     assert 0.91 <= hits / 300 <= 0.985
 
 
 @pytest.mark.parametrize(("values", "scores"), [([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), ([1.0] * 5, [1.0, 2, 3, 4, 5])])
 def test_a_rank_correlation_that_does_not_exist_predicts_nothing(values: list[float], scores: list[float]) -> None:
-    told = spearman("x", 1, values, scores)
+    told = spearman("x", 1, values, scores, len(values))
     assert not told.predicts
     assert not told.contradicts
     assert (told.low, told.high) == (-1, 1)
@@ -159,3 +159,18 @@ def test_the_command_replays_a_study_folder(
     assert "there is nothing to stop" in capsys.readouterr().err
     assert sengi(["study", "replay", str(tmp_path)]) == 2
     assert "no study" in capsys.readouterr().err
+
+
+def test_seeds_of_a_setting_are_not_counted_as_settings() -> None:
+    once = as_the_paper_says(4)
+    twice = [*once, *(replace(r, history=replace(r.history, name=f"{r.history.name}-again")) for r in once)]
+    few, many = (correlations(recordings, SETTINGS, minimize=True)[0] for recordings in (once, twice))
+    assert (few.n, many.n) == (4, 4)
+    assert (few.low, few.high) == (many.low, many.high)
+
+
+def test_where_nothing_is_saved_stopping_is_not_recommended() -> None:
+    recordings = as_the_paper_says()
+    found = correlations(recordings, SETTINGS, minimize=True)
+    outcomes = [replace(one, saved=0.0, regret=0.0) for one in replay(recordings, SETTINGS, minimize=True)]
+    assert sentences(outcomes, found, 0.01)[-1].startswith("Recommendation: do not stop runs")

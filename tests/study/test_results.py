@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sengi.errors import InputError
+from sengi.evaluate import run_evaluations
 from sengi.study.recording import Point
 from sengi.study.results import is_study, read_items, read_results
 
@@ -64,6 +65,14 @@ def test_single_results_are_taken_only_where_they_add_up_to_the_score(tmp_path: 
     assert len(read_items(tmp_path, "heldout_loss", Point(40, 2.0, 1.9, 2.1))) == QUESTIONS
     assert read_items(tmp_path, "heldout_loss", Point(40, 2.1, 1.9, 2.1)) == {}
     assert read_items(tmp_path, "heldout_loss", Point(80, 2.0, 1.9, 2.1)) == {}
+
+
+def test_a_score_without_its_filters_name_is_found(tmp_path: Path) -> None:
+    # Tables name a filter only where a task has several; MMLU-Pro has one, and it is not lm-eval's "none".
+    item = {"task": "pro", "metric": "exact_match", "filter": "custom-extract"}
+    items = [{**item, "id": str(n), "correct": n % 2, "question": f"{n}?"} for n in range(4)]
+    run_evaluations.write_evaluation(tmp_path, 4, "tasks", {"samples_seen": 64}, items)
+    assert len(read_items(tmp_path, "pro/exact_match", Point(64, 0.5, 0.4, 0.6))) == 4
 
 
 @pytest.mark.parametrize("by_task", [False, True])

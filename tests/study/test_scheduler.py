@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 from sengi.errors import InputError, StoppedByRequest
 from sengi.storage import lock, read_lines
 from sengi.study import scheduler
+from sengi.study.judge import JudgeSettings, Verdict, judge
 from sengi.study.scheduler import StudyObserver, run_study
+from sengi.study.signals import History
+from sengi.study.space import Run
 from sengi.study.study_file import read_study
 
 sys.path.append(str(Path(__file__).parent))
@@ -113,6 +117,26 @@ def test_one_run_after_another_is_judged_by_those_before_it(tmp_path: Path) -> N
     assert states(go(path, FakeExecutor(room=1))) == {"001-s42": "finished", "002-s42": "stopped"}
 
 
+def test_the_judge_is_asked_at_checks_and_not_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(histories: list[History], settings: JudgeSettings) -> list[Verdict]:
+        asked.append(len(histories))
+        return judge(histories, settings)
+
+    monkeypatch.setattr(scheduler, "judge", counted)
+    path = write_study(
+        tmp_path, space={"learning_rate": [1e-3, 8e-3]}, early_termination={**TERMINATE, "mode": "advise"}
+    )
+    go(path)
+    # 25 looks of 160 samples; five checks, and what begins and ends
+    assert 5 <= len(asked) <= 9
+    # and nothing is missed by it
+    verdicts = read_lines(tmp_path / "study/verdicts.jsonl")
+    assert [v["check"] for v in verdicts if v["run"] == "001-s42"] == [400, 800, 1200, 1600, 2000]
+    assert [v["state"] for v in verdicts if v["run"] == "002-s42"] == ["suspect", "advise"]
+
+
 def test_a_run_that_always_crashes_is_recorded_and_the_rest_go_on(tmp_path: Path) -> None:
     path = write_study(tmp_path, early_termination={"mode": "off"})
     listener = Listener()
@@ -140,6 +164,32 @@ def test_a_run_without_the_score_says_what_it_scored(tmp_path: Path) -> None:
     rows = go(write_study(tmp_path, recipe=recipe, objective="taught/acc", space={"learning_rate": [1e-3]}))
     assert rows[0]["state"] == "failed"
     assert "no score of 'taught/acc' after its last step; it scored heldout/loss" in rows[0]["reason"]
+
+
+def test_a_mistyped_objective_ends_the_study_before_a_run_is_trained_to_its_end(tmp_path: Path) -> None:
+    class Scored(FakeExecutor):
+        def start(self, run: Run) -> None:
+            super().start(run)
+            row = {
+                "task": "taught",
+                "metric": "accuracy",
+                "group": "all",
+                "value": 0.5,
+                "low": 0.4,
+                "high": 0.6,
+                "n": 9,
+            }
+            (run.folder / "evaluations").mkdir()
+            file = run.folder / "evaluations/step-00000000-questions.json"
+            file.write_text(json.dumps({"step": 0, "samples_seen": 0, "scores": [row]}))
+
+    recipe = {"model_name_or_path": "m", "data": ["t.jsonl"], "eval_questions": ["q.jsonl"], "effective_batch_size": 16}
+    words = (
+        "objective 'taught/acc' is no score of these runs, which have taught/accuracy; did you mean 'taught/accuracy'?"
+    )
+    with pytest.raises(InputError, match=re.escape(words)):
+        go(write_study(tmp_path, recipe=recipe, objective="taught/acc"), Scored())
+    assert not (tmp_path / "study/runs/001-s42/dynamics.jsonl").exists()
 
 
 def test_a_lost_or_broken_database_is_made_again_from_the_folders(tmp_path: Path) -> None:

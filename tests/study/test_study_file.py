@@ -89,6 +89,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"early_termination": {"mode": "kill"}},
         "early_termination.mode: must be 'off', 'advise' or 'terminate', got 'kill'",
     ),
+    ({"early_termination": {"check_samples": 200}, "budget_samples": 400}, "checks every 200 samples, but its window"),
+    ({"space": {"effective_batch_size": {"low": 8, "high": 8192}}, "num_trials": 3}, "effective_batch_size is 8,192"),
+    (
+        {
+            "space": {"learning_rate": {"low": 1e-5, "high": 1e-3}, "lr_scheduler_type": ["constant", "cosin"]},
+            "num_trials": 3,
+        },
+        "cosin",
+    ),
     ({"storage": "mysql://x"}, "write postgresql://USER@HOST/DATABASE"),
     ({"storage": "postgresql://me:secret@host/db"}, "storage holds a password"),
     ({"recipe": {"model_name_or_path": "m", "data": ["t.jsonl"]}}, "the recipe has no eval_data"),
@@ -115,3 +124,19 @@ def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
         read_study(path)
     with pytest.raises(RecipeError, match=r"studi\.yaml: no such study file; did you mean 'study\.yaml'\?"):
         read_study(tmp_path / "studi.yaml")
+
+
+@pytest.mark.parametrize(
+    ("objective", "lower"),
+    [
+        ("heldout_loss", True),
+        ("heldout/loss", True),
+        ("glossary/accuracy", False),
+        ("wikitext/bits_per_byte", True),
+        ("lambada/perplexity", True),
+        ("gsm8k/exact_match", False),
+    ],
+)
+def test_which_way_is_better_is_the_metrics_to_say(tmp_path: Path, objective: str, lower: bool) -> None:
+    recipe = {"model_name_or_path": "m", "data": ["t.jsonl"], "eval_data": ["h.jsonl"], "eval_tasks": ["gsm8k"]}
+    assert read_study(write_study(tmp_path, recipe=recipe, objective=objective)).file.minimize is lower

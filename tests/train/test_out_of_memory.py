@@ -25,6 +25,7 @@ from sengi.errors import SengiError
 from sengi.model.checkpointing import transformer_layers
 from sengi.model.supervised import prepare
 from sengi.recipe_sources import resolve_recipe
+from sengi.train import evaluation
 from sengi.train.optimizer import build_optimizer
 from sengi.train.out_of_memory import MemoryGuard, StepOutOfMemory, is_out_of_memory, smaller_budget
 from sengi.train.run import train
@@ -185,6 +186,20 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, call: int, every: bool = False) -
         return loop
 
     monkeypatch.setattr(module, "_load", loaded)
+
+
+def test_held_out_loss_follows_the_smaller_micro_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[int] = []
+    losses = evaluation.heldout_losses
+
+    def told(model: Any, store: Any, budget: int, *rest: Any) -> Any:
+        budgets.append(budget)
+        return losses(model, store, budget, *rest)
+
+    monkeypatch.setattr(evaluation, "heldout_losses", told)
+    fail_once(monkeypatch, call=1)
+    train(resolve_recipe(write_recipe(folder, "scored", eval_data=str(folder / "train.jsonl"), max_steps=1)))
+    assert budgets == [BUDGET, plan(folder / "scored")["max_tokens_per_device"]]
 
 
 def test_where_not_even_a_sample_fits_the_error_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sengi.cli.console import err, out
+from sengi.cli.output_paths import check_output_file
 from sengi.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def compare(baseline: Path, *others: Path, output: Path | None = None, figure: P
     """
     if not others:
         raise InputError("sengi compare needs two or more evaluations: the baseline, then those to hold against it")
+    from sengi.disk import explained
     from sengi.evaluate.compare import compare as compare_samples
     from sengi.evaluate.saved_samples import load_samples
     from sengi.report.compare_figure import check_figure, draw_comparison
@@ -43,16 +45,19 @@ def compare(baseline: Path, *others: Path, output: Path | None = None, figure: P
     if figure is not None:
         check_figure(figure)
     for option, file in (("--output", output), ("--figure", figure)):
-        if file is not None and not file.parent.is_dir():
-            raise InputError(f"{option} {file}: the folder {file.parent} does not exist; create it first")
+        if file is not None:
+            check_output_file(option, file)
     with err.status("reading saved answers"):
         comparison = compare_samples([load_samples(path.expanduser()) for path in (baseline, *others)])
     print_comparison(comparison)
     if output is not None:
         text = json.dumps(to_document(comparison), indent=1, ensure_ascii=False, allow_nan=False)
-        output.write_text(text + "\n", encoding="utf-8")
+        with explained(output, "writing"):
+            output.write_text(text + "\n", encoding="utf-8")
     if figure is not None:
-        figure.write_bytes(draw_comparison(comparison, figure.suffix))
+        drawn = draw_comparison(comparison, figure.suffix)
+        with explained(figure, "writing"):
+            figure.write_bytes(drawn)
     for file in (output, figure):
         if file is not None:
             err.print("written:", str(file), markup=False, soft_wrap=True)

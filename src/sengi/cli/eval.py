@@ -68,7 +68,8 @@ def eval_(
         output: Folder for results and samples in lm-eval's layout.
         apply_chat_template: Ask benchmarks through the model's chat template.
         batch_tokens: Most tokens in one forward call; less needs less memory.
-        select: For a run: the task/metric that chooses the best checkpoint; the first score if not given.
+        select: For a run: the task/metric (or task/metric/group=NAME) that chooses the best checkpoint; the first
+            score if not given.
         judge: Options of mt_bench.
 
     Returns:
@@ -79,9 +80,13 @@ def eval_(
     words = task_words(tasks)
     mt_bench = _mt_bench_options(judge or JudgeOptions(), output, limit) if "mt_bench" in words else None
     suite = Suite(words, num_fewshot, limit, data_root, apply_chat_template, batch_tokens, mt_bench)
-    check(suite)
+    names = check(suite)
     run = Path(model).expanduser()
     if (run / "recipe.yaml").is_file():
+        if select is not None:
+            from sengi.evaluate.checkpoints import check_select
+
+            check_select(select, names)
         return _eval_run(run, suite, select, output)
     if select is not None:
         raise InputError(f"--select {select}: {model} is not a run folder, so there is no checkpoint to choose")
@@ -114,14 +119,17 @@ def _eval_model(model: str, suite: Suite, output: Path | None) -> int:
     import shutil
 
     from sengi.cli.eval_display import print_scores
+    from sengi.cli.output_paths import check_output_folder
     from sengi.evaluate.suite import evaluate
     from sengi.model.resolve import resolve_model
 
     folder = resolve_model(model)
+    if output is not None:
+        check_output_folder("--output", output)
     cache = _unfinished(folder, suite)
     with _progress() as show:
         result = evaluate(folder, suite, cache=cache, progress=show)
-    if int(os.environ.get("RANK", "0")) > 0:  # the first process has the scores
+    if not _is_first():
         return 0
     print_scores(result, title=model)
     if output is not None:
@@ -158,26 +166,38 @@ def _eval_run(run: Path, suite: Suite, select: str | None, output: Path | None) 
         raise InputError(f"--output {output}: scores of a run are kept in {run / 'evaluations'}; leave --output out")
     with _progress() as show:
         result = evaluate_run(run, suite, select=select, progress=show)
-    print_run(result)
+    if _is_first():
+        print_run(result)
     return 0
+
+
+def _is_first() -> bool:
+    """Whether this process has the scores: the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _unfinished(model: Path, suite: Suite) -> Path:
     """Where the answers of an unfinished evaluation lie, by what is asked of which folder.
 
     The name finds them again; that an answer belongs to the content of the model and to the very prompt is checked.
+    What changes no answer is no part of it: who ran out of memory goes on with a smaller --batch-tokens.
     """
+    import dataclasses
     import hashlib
 
     from sengi.data.store import cache_folder
 
-    name = hashlib.sha256(f"{model.resolve()} {suite}".encode()).hexdigest()[:32]
+    asked = dataclasses.replace(suite, batch_tokens=1)
+    name = hashlib.sha256(f"{model.resolve()} {asked}".encode()).hexdigest()[:32]
     return cache_folder() / "evaluations" / name
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar for each task with the time left; in a log, a line every tenth of the way."""
+    """A bar for each task with the time left; in a log, a line every tenth of the way; one process tells."""
+    if not _is_first():
+        yield lambda done, total, task: None
+        return
     from rich import progress
 
     live = err.is_terminal

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sengi.statistics.intervals import Interval
 
 SHARES = ("acc", "exact_match", "accuracy", "mc1", "mc2", "prompt_level", "inst_level", "pass@")  # shown in percent
+MOST_NAMES = 6  # of scores that are not printed
 
 
 def print_scores(result: Evaluation, title: str) -> None:
@@ -43,11 +44,19 @@ def numbers(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def print_run(result: RunEvaluation) -> None:
-    """Print the scores of a run's checkpoints, a table a score, each with its best checkpoint; then what to know."""
+    """Print the scores of a run's checkpoints, a table a score, each with its best checkpoint; then what to know.
+
+    Parts of the questions and the tasks of a group that has a score are counted only; what was chosen by is printed.
+    """
     from rich.markup import escape
     from rich.table import Table
 
-    for line in [line for line in result.lines if line.group == "all"]:
+    inside = _inside(result)
+    rest = []
+    for line in result.lines:
+        if line is not result.selected and (line.group != "all" or line.task in inside):
+            rest.append(line.name)
+            continue
         table = Table(title=escape(line.name), caption=escape(_choice(line)), caption_justify="left")
         for column in ("step", "samples seen", "score", "95% interval", "n"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -55,8 +64,24 @@ def print_run(result: RunEvaluation) -> None:
             row = {"metric": line.metric, **vars(point)}
             table.add_row(f"{point.step:,}" if point.step else "base", f"{point.samples_seen:,}", *numbers(row))
         out.print(table)
-    out.print(f"chosen by {result.selected.name}", markup=False, soft_wrap=True)
+    if rest:
+        named = ", ".join(rest[:MOST_NAMES]) + (", ..." if len(rest) > MOST_NAMES else "")
+        where = f"all are in {result.run / 'evaluations'}; --select NAME prints one"
+        out.print(f"{len(rest):,} scores of parts are not printed ({named}): {where}", markup=False, soft_wrap=True)
+    chosen = result.selected.best or result.selected.naive
+    step = f"step {chosen.step:,}" if chosen else result.selected.uncorrected
+    out.print(f"chosen by {result.selected.name}: {step}", markup=False, soft_wrap=True)
     _print_remarks(result.excluded, result.notes)
+
+
+def _inside(result: RunEvaluation) -> set[str]:
+    """Tasks and groups that lie in a group with a score of its own."""
+    found: set[str] = set()
+    open_ = {part for line in result.lines for part in result.members.get(line.task, ())}
+    while open_:
+        found |= open_
+        open_ = {part for name in open_ for part in result.members.get(name, ())} - found
+    return found
 
 
 def _choice(line: ScoreLine) -> str:

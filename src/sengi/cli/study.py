@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sengi.cli.console import err, out, unbreakable
-from sengi.errors import InputError
+from sengi.errors import InputError, SengiError
 
 if TYPE_CHECKING:
     from sengi.study.replay_study import StudyReplay
@@ -34,7 +34,7 @@ def study(study_file: Path) -> int:
     from sengi.study.study_file import read_study
 
     request = read_study(study_file)
-    with unbreakable(), StudyDisplay() as display:
+    with unbreakable(), StudyDisplay(request.file.minimize) as display:
         rows = (run_chain if request.file.stages else run_study)(request, display)
     print_runs(rows, request.file.minimize)
     print_answer(request.folder)
@@ -42,7 +42,8 @@ def study(study_file: Path) -> int:
     print_report(request.folder)
     failed = [row["name"] for row in rows if row["state"] == "failed"]
     if failed:
-        err.print(f"{len(failed)} runs failed: {', '.join(failed)}; the same command tries them again", markup=False)
+        again = "their stages chose without them" if request.file.stages else "the same command tries them again"
+        err.print(f"{len(failed)} runs failed: {', '.join(failed)}; {again}", markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -52,7 +53,17 @@ def resume(study_file: Path) -> int:
     Args:
         study_file: Study file or study folder.
     """
-    return study(study_file / "request.json" if study_file.is_dir() else study_file)
+    from sengi.study.study_file import read_study
+
+    if not study_file.is_dir():
+        return study(study_file)
+    named = read_study(_folder(study_file) / "request.json").folder
+    if named.resolve() != study_file.resolve():
+        raise InputError(
+            f"{study_file}: this study works in {named}, seen from where it was started; run the command there, or "
+            "move the folder back"
+        )
+    return study(study_file / "request.json")
 
 
 def status(study_file: Path, *, json: bool = False) -> int:
@@ -97,7 +108,12 @@ def stop(study_file: Path) -> int:
         deadline = time.monotonic() + PATIENCE
         while _pid_at_work(folder) and time.monotonic() < deadline:
             time.sleep(0.2)
-    out.print(f"{folder}: stopped; 'sengi study resume {folder}' continues it", soft_wrap=True, markup=False)
+    if _pid_at_work(folder):
+        err.print(f"{folder}: process {pid} still saves its runs after an hour; it goes on", markup=False)
+        return 1
+    finished = json_module.loads((folder / "study.json").read_text(encoding="utf-8"))["state"] == "finished"
+    end = "it had just finished" if finished else f"stopped; 'sengi study resume {folder}' continues it"
+    out.print(f"{folder}: {end}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -152,7 +168,7 @@ def print_report(folder: Path) -> None:
 
     try:
         pages = [path for path in write_study_report(folder) if path.suffix == ".html"]
-    except InputError as error:  # the runs are done; a page that cannot be drawn does not undo that
+    except SengiError as error:  # the runs are done; a page that cannot be drawn does not undo that
         out.print(f"report  not written: {error}", soft_wrap=True, markup=False)
         return
     for page in pages:

@@ -17,9 +17,14 @@ SHOWN_FIRST = ("running", "stopping", "failed", "finished", "stopped", "waiting"
 
 
 class StudyDisplay(StudyObserver):
-    """Draws the events of a study on stderr."""
+    """Draws the events of a study on stderr.
 
-    def __init__(self) -> None:
+    Args:
+        minimize: whether a lower score is better.
+    """
+
+    def __init__(self, minimize: bool) -> None:
+        self._minimize = minimize
         self._live = Live(console=err, auto_refresh=False, transient=True) if err.is_terminal else None
         self._states: dict[str, str] = {}
 
@@ -40,7 +45,7 @@ class StudyDisplay(StudyObserver):
         """Redraw the table; in a log, a line for each run whose state changed."""
         if self._live is not None:
             shown = sorted(rows, key=lambda row: (SHOWN_FIRST.index(row["state"]), row["name"]))[:MOST_ROWS]
-            self._live.update(table(sorted(shown, key=lambda row: row["name"]), minimize=True), refresh=True)
+            self._live.update(table(sorted(shown, key=lambda row: row["name"]), self._minimize), refresh=True)
             return
         for row in rows:
             if self._states.get(row["name"], "waiting") != row["state"]:

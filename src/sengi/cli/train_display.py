@@ -132,7 +132,9 @@ class TrainDisplay(Observer):
         number = next((n for n, phase in enumerate(phases) if record["step"] <= phase["last_step"]), None)
         if number is None:
             return "training"
-        epoch = f"epoch {max(1, math.ceil(record['epoch']))}/{phases[number]['num_train_epochs']}"
+        phase = phases[number]
+        epochs = min(phase["num_train_epochs"], math.ceil(phase["samples"] / phase["epoch_samples"]))  # max_steps
+        epoch = f"epoch {max(1, math.ceil(record['epoch']))}/{epochs}"
         if self.recipe.strategy == "stacked":
             return f"training, {epoch}"
         return f"{record['phase']} ({number + 1}/{len(phases)}), {epoch}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sengi.evaluate.run_evaluations import (
 from sengi.evaluate.run_scores import ScoreLine, by_task, score_line
 from sengi.evaluate.suite import Progress, Suite, evaluate, fingerprint
 from sengi.evaluation import Evaluation
+from sengi.harness.leaderboard import LEADERBOARDS
+from sengi.harness.ranks import join_ranks, on_first
 from sengi.model.resolve import resolve_model
 from sengi.recipe_sources import resolve_recipe
 
@@ -35,6 +38,7 @@ class RunEvaluation:
         steps: the steps that are scored, 0 for the base model.
         lines: one a score, as the suite gives them.
         selected: the line that chooses the best checkpoint.
+        members: of each group or leaderboard, the tasks and groups in it.
         excluded: questions that could not be scored, with the ``step`` of the checkpoint.
         notes: what was left out and why, and what a reader of the scores must know.
         seconds: time of the evaluations that were made now; those found in the run cost nothing.
@@ -44,6 +48,7 @@ class RunEvaluation:
     steps: list[int]
     lines: list[ScoreLine]
     selected: ScoreLine
+    members: dict[str, list[str]] = field(default_factory=dict)
     excluded: list[dict[str, object]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -55,6 +60,8 @@ def evaluate_run(
     """Score the base model and every checkpoint of a run that this suite has not scored yet.
 
     The run may be training meanwhile. An evaluation that is interrupted goes on where it stopped at the next call.
+    Under torchrun all processes call this and share the benchmarks of each checkpoint; the first one reads and writes
+    the run, and only its result says anything.
 
     Args:
         run: a folder with recipe.yaml and checkpoints.
@@ -66,9 +73,20 @@ def evaluate_run(
         InputError: no run, nothing to score, or no such score to select by.
         SengiError: an evaluation failed; what is scored stays.
     """
-    data = fingerprint(suite)
+    ranks = join_ranks()
     result = RunEvaluation(run, [], [], selected=_NOTHING)
-    for step, model in _models(run, result.notes, scored=set(read_tasks(run, data))):
+
+    def unscored() -> list[Any]:
+        recipe = _recipe_file(run)
+        length = resolve_recipe(recipe).recipe.max_length if suite.files("heldout") else None
+        data = fingerprint(replace(suite, max_length=length))
+        models = _models(run, result.notes, scored=set(read_tasks(run, data)))
+        return [length, data, [(step, str(folder)) for step, folder in models]]
+
+    length, data, models = on_first(ranks, unscored)
+    suite = replace(suite, max_length=length)
+    for step, folder in models:
+        model = Path(folder)
         name = f"step {step}" if step else "base model"
 
         def show(done: int, total: int, task: str, name: str = name) -> None:
@@ -83,6 +101,8 @@ def evaluate_run(
             if model.exists():
                 raise
             result.notes.append(f"step {step} is left out: training removed it (save_total_limit) before it was scored")
+    if ranks.rank:
+        return result
     evaluations = read_tasks(run, data)
     if not evaluations:
         raise InputError(f"{run}: nothing could be scored ({'; '.join(result.notes) or 'no checkpoint in it'})")
@@ -90,7 +110,9 @@ def evaluate_run(
     items = {step: by_task(read_results(evaluation)) for step, evaluation in evaluations.items()}
     result.lines = [score_line(*key, points, items) for key, points in timelines(evaluations).items()]
     result.selected = _selected(result.lines, select)
+    result.members = {name: [part.task for part in parts] for name, parts in LEADERBOARDS.items()}
     for step, evaluation in sorted(evaluations.items()):
+        result.members |= evaluation.get("group_subtasks", {})
         result.excluded += [{"step": step, **row} for row in evaluation.get("excluded", [])]
     result.notes += _notes(evaluations)
     return result
@@ -113,17 +135,23 @@ def score_step(
         CheckpointError: the checkpoint is incomplete or changed.
         SengiError: model or tasks cannot be used, or the disk failed; answers so far are kept for the next try.
     """
-    samples_seen = checkpoint_samples(model) if step else 0
-    with unfinished(run, step, data) as cache:
-        evaluation = evaluate(model, suite, cache=cache, progress=progress)
-        write_tasks(run, step, data, str(model), samples_seen, evaluation)
+    ranks = join_ranks()
+    samples_seen = on_first(ranks, lambda: checkpoint_samples(model) if step else 0)
+    with ExitStack() as stack:
+        cache = on_first(ranks, lambda: str(stack.enter_context(unfinished(run, step, data))))
+        evaluation = evaluate(model, suite, cache=Path(cache), progress=progress)
+        on_first(ranks, lambda: write_tasks(run, step, data, str(model), samples_seen, evaluation))
     return evaluation
+
+
+def _recipe_file(run: Path) -> Path:
+    if not (run / "recipe.yaml").is_file():
+        raise InputError(f"{run}: no run folder (recipe.yaml is missing); give the output_dir of a recipe")
+    return run / "recipe.yaml"
 
 
 def _models(run: Path, notes: list[str], scored: set[int]) -> list[tuple[int, Path]]:
     """Steps to score and their folders, the base first."""
-    if not (run / "recipe.yaml").is_file():
-        raise InputError(f"{run}: no run folder (recipe.yaml is missing); give the output_dir of a recipe")
     folders = storage.published(run, PREFIX)
     if not folders and not scored - {0}:
         raise InputError(f"{run}: no checkpoint in it to score; train first, or name a model")
@@ -131,7 +159,7 @@ def _models(run: Path, notes: list[str], scored: set[int]) -> list[tuple[int, Pa
     models = [(step, folder) for step, folder in models if step not in scored]
     if 0 not in scored:
         try:
-            base = resolve_model(resolve_recipe(run / "recipe.yaml").recipe.model_name_or_path)
+            base = resolve_model(resolve_recipe(_recipe_file(run)).recipe.model_name_or_path)
             models.insert(0, (0, base))
         except InputError as error:
             notes.append(f"the base model is left out: {error}")
@@ -161,6 +189,22 @@ def _selected(lines: list[ScoreLine], select: str | None) -> ScoreLine:
     names = [line.name for line in lines]
     near = difflib.get_close_matches(select, names, n=3, cutoff=0.3) or names[:3]
     raise InputError(f"--select {select}: no such score; there is {', '.join(near)} (all are kept, only choose again)")
+
+
+def check_select(select: str, names: list[str]) -> None:
+    """Refuse a score of a task that is not asked, before anything is scored.
+
+    Args:
+        select: as for :func:`evaluate_run`.
+        names: of tasks and groups that scores may have, from :func:`sengi.evaluate.suite.check`.
+
+    Raises:
+        InputError: none of them is its task; the nearest names.
+    """
+    task = select.partition("/")[0]
+    if task not in names:
+        near = difflib.get_close_matches(task, names, n=3, cutoff=0.3) or names[:3]
+        raise InputError(f"--select {select}: {task} is not among --tasks; there is {', '.join(near)}")
 
 
 _NOTHING = ScoreLine("", "", "all", True, None, [])

@@ -59,7 +59,7 @@ def score_choices(
         One entry a question, in the order given; it does not depend on the batches but for rounding.
     """
     prompts = Prompts(tokenizer)
-    tokenized = [_tokenize(prompts, question) for question in questions]
+    tokenized = [tokenize_choices(prompts, question) for question in questions]
     owner = [index for index, (_, choices) in enumerate(tokenized) for _ in choices]
     missing = Counter(owner)
 
@@ -79,7 +79,7 @@ def score_choices(
     return results
 
 
-def _tokenize(prompts: Prompts, question: Question) -> tuple[list[int], list[list[int]]]:
+def tokenize_choices(prompts: Prompts, question: Question) -> tuple[list[int], list[list[int]]]:
     """Tokens of prompt and choices together, as in training, cut where the choices' sequences part from the prompt's.
 
     A tokenizer may join the end of the prompt with the start of a choice. The cut is then the last place where the

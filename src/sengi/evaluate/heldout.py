@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sengi.data.packing import pack_step
 from sengi.data.packs import make_pack
 from sengi.data.store import TokenStore
+from sengi.errors import NonFiniteError
 from sengi.statistics.intervals import ratio_interval
 
 
@@ -34,6 +35,9 @@ def heldout_losses(
         store: held-out samples.
         budget: tokens a pack may hold.
         add_up: sums a tensor over ranks in place.
+
+    Raises:
+        NonFiniteError: the loss of a sample is NaN or infinite; names the first one, on all ranks.
     """
     packs = pack_step(store.lengths, max(budget, int(store.lengths.max())), world_size)
     sums = torch.zeros(len(store), dtype=torch.float64, device=device)
@@ -43,6 +47,12 @@ def heldout_losses(
         if len(members):
             sums.index_add_(0, torch.from_numpy(members).to(device)[pack.document], nll.double())
     result: NDArray[np.float64] = add_up(sums).cpu().numpy()
+    if broken := np.flatnonzero(~np.isfinite(result)).tolist():
+        raise NonFiniteError(
+            f"{store.place(broken[0])}: its held-out loss is {result[broken[0]]} ({len(broken):,} of {len(store):,} "
+            "samples are so): the model's weights are damaged; score an earlier checkpoint, or look into the run's "
+            "dynamics.jsonl for the step where it broke"
+        )
     return result
 
 

@@ -15,6 +15,7 @@ from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.evaluation import Evaluation
+from sengi.model.context import folder_context_length
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.supervised import prepare
 from sengi.recipe import DataEntry, Recipe
@@ -22,22 +23,32 @@ from sengi.recipe import DataEntry, Recipe
 MAX_LENGTH = int(Recipe.model_fields["max_length"].default)  # what a recipe takes that names no other
 
 
-def evaluate_heldout(model_folder: Path, files: Sequence[Path], *, batch_tokens: int = 4096) -> Evaluation:
+def evaluate_heldout(
+    model_folder: Path, files: Sequence[Path], *, batch_tokens: int = 4096, max_length: int | None = None
+) -> Evaluation:
     """Mean negative log-likelihood of the supervised tokens of each file, in nats a token.
 
     Args:
         model_folder: a model or checkpoint folder with a chat template.
         files: conversations in any format that training reads; each is a task named ``heldout_<stem>``.
         batch_tokens: tokens a pack may hold.
+        max_length: longest conversation in tokens, as the model was trained; None: as a recipe has it by default.
+            Never more than the model's context.
 
     Returns:
-        Scores by source and phase; what was dropped (too long, nothing to learn) is in ``excluded``.
+        Scores by source and phase; what was dropped (too long, nothing to learn) is in ``excluded``, and a note says
+        how many were too long for what.
 
     Raises:
         SengiError: a file or the model cannot be used.
     """
     started = time.perf_counter()
-    stores = [(file, _open(file, model_folder)) for file in files]
+    limit, why = max_length or MAX_LENGTH, "max_length" + (" of the run" if max_length else "")
+    context = folder_context_length(model_folder)
+    if context is not None and context < limit:
+        limit, why = context, "the model's context"
+    options, tokenizer = StoreOptions(limit, "drop"), load_tokenizer(model_folder)
+    stores = [(file, open_store([DataEntry(path=str(file))], tokenizer, options)) for file in files]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = prepare(load_model(model_folder, dtype=torch.float32), device)
     evaluation = Evaluation()
@@ -46,13 +57,17 @@ def evaluate_heldout(model_folder: Path, files: Sequence[Path], *, batch_tokens:
         sums = heldout_losses(model, store, batch_tokens, 0, 1, device, lambda values: values)
         evaluation.scores += [{**row, "task": task} for row in heldout_scores(store, sums)]
         evaluation.items += [{**item, "task": task} for item in heldout_items(store, sums)]
-        evaluation.excluded += [{**row, "task": task} for row in _dropped(store)]
+        dropped = _dropped(store)
+        for row in dropped:  # one reason for all that are too long, so that they can be counted
+            reason = f"longer than {why}, {limit:,} tokens" if row["reason"] == "overlong" else row["message"]
+            evaluation.excluded.append({"task": task, "id": row["place"], "reason": reason})
+        if count := sum(row["reason"] == "overlong" for row in dropped):
+            evaluation.notes.append(
+                f"{task}: {count:,} of {count + len(store):,} conversations are longer than {why}, {limit:,} tokens, "
+                "and left out: the loss is that of the shorter ones"
+            )
     evaluation.seconds = time.perf_counter() - started
     return evaluation
-
-
-def _open(file: Path, model_folder: Path) -> TokenStore:
-    return open_store([DataEntry(path=str(file))], load_tokenizer(model_folder), StoreOptions(MAX_LENGTH, "drop"))
 
 
 def _dropped(store: TokenStore) -> list[dict[str, Any]]:
@@ -60,5 +75,5 @@ def _dropped(store: TokenStore) -> list[dict[str, Any]]:
     for _, row in read_rows(store.path / "dropped.jsonl") if store.meta["dropped"] else ():
         if isinstance(row, RowError):
             raise row
-        rows.append({"id": row["place"], "reason": row["message"]})
+        rows.append(row)
     return rows

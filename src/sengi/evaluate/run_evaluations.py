@@ -31,6 +31,7 @@ FOLDER = "evaluations"
 CACHE = ".cache-"  # answers of an evaluation that is not finished
 TASKS = "tasks"  # the kind of what a suite of tasks scored
 RESULT_KEYS = ("task", "id", "metric", "correct", "correct_sum", "weight", "group", "topic", "source", "phase")
+GROUP_KEYS = ("groups", "group_subtasks", "higher_is_better")  # of lm-eval's results: for groups and directions
 _NAME = re.compile(r"step-(\d{1,12})-(tasks(?:-[0-9a-f]{8})?)\.json")
 
 
@@ -116,6 +117,7 @@ def write_tasks(run: Path, step: int, data: str, model: str, samples_seen: int, 
         "scores": evaluation.scores,
         "excluded": evaluation.excluded,
         "notes": evaluation.notes,
+        **{key: evaluation.results[key] for key in GROUP_KEYS if evaluation.results.get(key)},
     }
     write_evaluation(run, step, _kind_for(run, step, data), _finite(facts), _finite(evaluation.items))
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.evaluate.metrics import is_higher_better
 from sengi.evaluate.run_evaluations import Point
 from sengi.evaluate.selection import FEWEST, samples_to_peak, select_checkpoint
 from sengi.statistics.intervals import Interval
+from sengi.statistics.metrics import is_higher_better
 
 Items = Mapping[int, Mapping[str, Sequence[dict[str, Any]]]]  # step -> task -> items
 

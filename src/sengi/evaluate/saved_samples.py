@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from sengi.data.bounded import LIMITS, open_bounded, read_document
 from sengi.data.files import read_rows, split_suffix
 from sengi.data.rows import RowError, printable, show
 from sengi.errors import DataError
-from sengi.evaluate.metrics import is_higher_better, question_result
+from sengi.evaluation import question_hashes
+from sengi.statistics.metrics import is_higher_better, question_result
 
 SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<time>[^_]+)")
 ITEMS = re.compile(r"step-(?P<step>\d{1,12})(?:-[^/]*)?\.items")
@@ -27,7 +27,7 @@ class Asked:
     """What a question was, by hashes: two evaluations are comparable where both are equal.
 
     Attributes:
-        content: of the question with its right answer.
+        content: of the question with its right answer, as lm-eval hashes them.
         prompt: of the text that the model was shown; empty where it was not recorded.
     """
 
@@ -78,6 +78,7 @@ class SavedSamples:
         tasks: by name, in the order of the files.
         groups: tasks under each group that has a score of its own.
         group_scores: by group and metric: that score, to learn how the group is averaged.
+        sources: of our own items, by task and metric: the file that holds them.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class SavedSamples:
     tasks: dict[str, TaskResults] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     group_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    sources: dict[tuple[str, str], Path] = field(default_factory=dict)
 
 
 def load_samples(path: Path) -> SavedSamples:
@@ -184,17 +186,24 @@ def _read_items(file: Path, saved: SavedSamples) -> None:
         if not isinstance(task, str) or not isinstance(metric, str) or id_ is None:
             raise DataError(f"{place}: not an item of an evaluation (task, id and metric are needed); check the file")
         results = saved.tasks.setdefault(task, TaskResults())
-        name, used = metric.partition(",")[::2]
+        name, _, named = metric.partition(",")
+        used = str(row.get("filter", named or "none"))
         found = question_result(name, row.get("correct"))
         if found is None:
             results.left_out.add(metric)
             continue
         weight = _weight(row, place)
-        content = json.dumps([row.get("question"), row.get("answer")], ensure_ascii=False, sort_keys=True)
-        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-        results.asked[str(id_)] = Asked(digest, str(row.get("prompt_hash") or ""))
+        label = found[0] if used == "none" else f"{found[0]},{used}"
+        first = saved.sources.setdefault((task, label), file)
+        if first != file:
+            raise DataError(
+                f"{printable(str(first), 300)} and {printable(file.name, 100)} both hold {show(label)} of "
+                f"{show(task)}: two evaluations of one step; name the file to compare (the same tasks and settings "
+                'have the same "data" in the .json beside it)'
+            )
+        results.asked[str(id_)] = Asked(" ".join(question_hashes(row)), str(row.get("prompt_hash") or ""))
         results.labels[str(id_)] = _labels(row)
-        results.add(f"{found[0]},{used}" if used else found[0], str(id_), found[1], weight * found[2], place)
+        results.add(label, str(id_), found[1], weight * found[2], place)
         if metric == "accuracy" and (by_sum := question_result("accuracy_sum", row.get("correct_sum"))):
             results.add(*by_sum[:1], str(id_), *by_sum[1:], place)
 
@@ -232,11 +241,13 @@ def _read_results(document: dict[str, Any], saved: SavedSamples) -> None:
             said = _mapping(better.get(task)).get(metric.partition(",")[0])
             if isinstance(said, bool):
                 results.higher_is_better[metric] = said
-    ours = _mapping(document.get("sengi"))
-    for rows in (document.get("excluded"), ours.get("excluded")):
-        for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, dict) and row.get("task") in saved.tasks:
-                saved.tasks[row["task"]].excluded.add(str(row.get("id")))
+    for row in _entries(document, "scores", saved):
+        if row.get("group") == "all":
+            known = saved.tasks[row["task"]]
+            bare = {metric.partition(",")[0].removeprefix("log ") for metric in known.metrics}
+            known.left_out |= {str(row.get("metric")).partition(",")[0]} - bare
+    for row in _entries(document, "excluded", saved) + _entries(_mapping(document.get("sengi")), "excluded", saved):
+        saved.tasks[row["task"]].excluded.add(str(row.get("id")))
     parts = {str(k): [str(one) for one in v] for k, v in _mapping(document.get("group_subtasks")).items() if v}
     for group, scores in _mapping(document.get("groups")).items():
         if leaves := [task for task in _leaves(group, parts) if task in saved.tasks]:
@@ -246,6 +257,11 @@ def _read_results(document: dict[str, Any], saved: SavedSamples) -> None:
                 for key, value in _mapping(scores).items()
                 if isinstance(value, int | float) and not isinstance(value, bool)
             }
+
+
+def _entries(document: dict[str, Any], key: str, saved: SavedSamples) -> list[dict[str, Any]]:
+    rows = document.get(key)
+    return [row for row in map(_mapping, rows if isinstance(rows, list) else []) if row.get("task") in saved.tasks]
 
 
 def _leaves(group: str, parts: dict[str, list[str]], above: tuple[str, ...] = ()) -> list[str]:

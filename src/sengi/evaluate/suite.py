@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from sengi.errors import InputError
 from sengi.evaluation import Evaluation
 
 if TYPE_CHECKING:
+    from sengi.harness.ranks import Ranks
     from sengi.mt_bench.options import MTBenchOptions
 
 FILE_KINDS = ("questions", "heldout")
@@ -44,6 +46,8 @@ class Suite:
         apply_chat_template: ask public benchmarks through the model's chat template.
         batch_tokens: most tokens in one forward call; it changes memory and speed, not the scores.
         mt_bench: files and judge of MT-Bench; needed where ``tasks`` has ``mt_bench``.
+        max_length: longest held-out conversation in tokens, that of the run where there is one; None: as a recipe has
+            it by default.
     """
 
     tasks: tuple[str, ...]
@@ -53,6 +57,7 @@ class Suite:
     apply_chat_template: bool = False
     batch_tokens: int = 4096
     mt_bench: MTBenchOptions | None = None
+    max_length: int | None = None
 
     def files(self, kind: str) -> list[Path]:
         """The files of the tasks ``kind:FILE``."""
@@ -74,8 +79,11 @@ def task_words(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in words if word))
 
 
-def check(suite: Suite) -> None:
+def check(suite: Suite) -> list[str]:
     """Refuse what cannot be asked, before any model is loaded.
+
+    Returns:
+        The names of tasks and groups that scores may have.
 
     Raises:
         InputError: no task, an unknown one (with the nearest names), a file that is missing or cannot be read (where
@@ -96,26 +104,31 @@ def check(suite: Suite) -> None:
             raise InputError(f"--tasks {task}: {name or 'the file'} does not exist; check the path")
         if kind in FILE_KINDS and not colon:
             raise InputError(f"--tasks {task}: the file is missing; write {kind}:FILE")
-    _check_stems([*suite.files("questions"), *suite.files("heldout")])
+    _stems([*suite.files("questions"), *suite.files("heldout")])
+    names = [f"heldout_{stem}" for stem in _stems(suite.files("heldout"))]
     if files := suite.files("questions"):
         from sengi.evaluate.tasks import load_tasks
 
-        load_tasks(files, suite.limit)
+        names += load_tasks(files, suite.limit)
     if "mt_bench" in suite.tasks:
         from sengi.mt_bench.run import check_mt_bench
 
         if suite.mt_bench is None:
             raise InputError("--tasks mt_bench: give its files by --mt-bench DIR and a judge by --judge-url")
         check_mt_bench(suite.mt_bench)
+        names.append("mt_bench")
     if suite.benchmarks:
         from sengi.harness.tasks import check_tasks
 
-        check_tasks(suite.benchmarks, suite.data_root, num_fewshot=suite.num_fewshot)
+        names += check_tasks(suite.benchmarks, suite.data_root, num_fewshot=suite.num_fewshot)
+    return names
 
 
 def fingerprint(suite: Suite) -> str:
     """SHA-256 of everything that decides the scores beside the model: tasks, settings, content of all local files."""
     facts = dataclasses.asdict(dataclasses.replace(suite, batch_tokens=1, mt_bench=None))
+    if not suite.files("heldout"):
+        del facts["max_length"]
     files = [*suite.files("questions"), *suite.files("heldout")]
     if suite.benchmarks:
         from sengi.harness.tasks import load_tasks
@@ -137,19 +150,27 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model everything in the suite.
 
+    Under torchrun all processes call this. They share the benchmarks; the rest is asked by the first one, on its own
+    device, while the others wait.
+
     Args:
         model_folder: a model or checkpoint folder.
         suite: checked by :func:`check`.
         cache: folder of answers that an interrupted evaluation of benchmarks left and goes on with.
         progress: called with (questions done, questions in all, task); each kind counts from 0.
 
+    Returns:
+        The evaluation; under torchrun the whole of it in the first process, in the others that of the benchmarks.
+
     Raises:
         SengiError: the model, a file or the judge cannot be used.
     """
+    from sengi.harness.ranks import join_ranks
+
     started = time.perf_counter()
-    whole = Evaluation()
-    for part in _parts(model_folder, suite, cache, progress):
-        evaluation = part()
+    whole, ranks = Evaluation(), join_ranks()
+    for part, shared in _parts(model_folder, suite, cache, progress):
+        evaluation = part() if shared else _by_first(ranks, part)
         whole.scores += evaluation.scores
         whole.items += evaluation.items
         whole.excluded += evaluation.excluded
@@ -162,48 +183,54 @@ def evaluate(
 
 def _parts(
     model_folder: Path, suite: Suite, cache: Path | None, progress: Progress | None
-) -> list[Callable[[], Evaluation]]:
-    """The evaluations to run, cheap ones first: what fails soon should."""
-    parts: list[Callable[[], Evaluation]] = []
+) -> list[tuple[Callable[[], Evaluation], bool]]:
+    """The evaluations to run, cheap ones first (what fails soon should), and whether several processes share them."""
+    parts: list[tuple[Callable[[], Evaluation], bool]] = []
     if files := suite.files("heldout"):
         from sengi.evaluate.heldout_files import evaluate_heldout
 
-        parts.append(lambda: evaluate_heldout(model_folder, files, batch_tokens=suite.batch_tokens))
+        heldout = partial(evaluate_heldout, model_folder, files, max_length=suite.max_length)
+        parts.append((partial(heldout, batch_tokens=suite.batch_tokens), False))
     if asked := suite.files("questions"):
         from sengi.evaluate.tasks import evaluate_questions
 
-        parts.append(
-            lambda: evaluate_questions(
-                model_folder, asked, batch_tokens=suite.batch_tokens, limit=suite.limit, progress=progress
-            )
-        )
+        questions = partial(evaluate_questions, model_folder, asked, limit=suite.limit, progress=progress)
+        parts.append((partial(questions, batch_tokens=suite.batch_tokens), False))
     if suite.benchmarks:
         from sengi.harness.run import evaluate_tasks
 
-        parts.append(
-            lambda: evaluate_tasks(
-                model_folder,
-                suite.benchmarks,
-                num_fewshot=suite.num_fewshot,
-                limit=suite.limit,
-                data_root=suite.data_root,
-                apply_chat_template=suite.apply_chat_template,
-                batch_tokens=suite.batch_tokens,
-                cache=cache,
-                progress=progress,
-            )
+        benchmarks = partial(
+            evaluate_tasks,
+            model_folder,
+            suite.benchmarks,
+            num_fewshot=suite.num_fewshot,
+            limit=suite.limit,
+            data_root=suite.data_root,
+            apply_chat_template=suite.apply_chat_template,
+            batch_tokens=suite.batch_tokens,
+            cache=cache,
+            progress=progress,
         )
+        parts.append((benchmarks, True))
     if suite.mt_bench is not None and "mt_bench" in suite.tasks:
         from sengi.mt_bench.run import evaluate_mt_bench
 
-        options = suite.mt_bench
-        parts.append(
-            lambda: evaluate_mt_bench(model_folder, options, batch_tokens=suite.batch_tokens, progress=progress)
-        )
+        mt_bench = partial(evaluate_mt_bench, model_folder, suite.mt_bench, progress=progress)
+        parts.append((partial(mt_bench, batch_tokens=suite.batch_tokens), False))
     return parts
 
 
-def _check_stems(files: Sequence[Path]) -> None:
+def _by_first(ranks: Ranks, part: Callable[[], Evaluation]) -> Evaluation:
+    """What the first process finds while the others wait; nothing in those."""
+    from sengi.harness.ranks import on_first
+
+    found: list[Evaluation] = []
+    on_first(ranks, lambda: found.append(part()))
+    return found[0] if found else Evaluation()
+
+
+def _stems(files: Sequence[Path]) -> list[str]:
+    """Names of files without suffix, each different."""
     from sengi.data.files import split_suffix
 
     seen: dict[str, Path] = {}
@@ -211,6 +238,7 @@ def _check_stems(files: Sequence[Path]) -> None:
         other = seen.setdefault(split_suffix(file)[0], file)
         if other is not file:
             raise InputError(f"{file}: {other} would have the same task name {split_suffix(file)[0]!r}; rename one")
+    return list(seen)
 
 
 def _digest(file: Path) -> str:

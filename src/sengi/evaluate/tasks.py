@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sengi.data.files import split_suffix
 from sengi.errors import InputError
 from sengi.evaluate.answers import answer_questions, is_exact_match
-from sengi.evaluate.choices import score_choices
+from sengi.evaluate.choices import score_choices, tokenize_choices
 from sengi.evaluate.questions import Question, load_questions
 from sengi.evaluation import Evaluation
 from sengi.inference.prompts import Prompts
+from sengi.model.context import context_length
 from sengi.model.load import load_model, load_tokenizer
 from sengi.statistics.intervals import wilson_interval
 
@@ -41,6 +42,9 @@ def evaluate_questions(
         batch_tokens: most tokens in one forward call.
         limit: only the first so many questions of each file.
         progress: called with (questions done, questions in all, task).
+
+    Returns:
+        The evaluation; a question that is longer than the model's context is in ``excluded``.
 
     Raises:
         InputError: a file, the model or a number cannot be used; nothing was scored.
@@ -93,13 +97,40 @@ def score_tasks(
             if progress:
                 progress(done, total, task)
 
-        rows = list(_score_task(model, tokenizer, questions, batch_tokens, advance))
+        kept, excluded = _without_too_long(model, Prompts(tokenizer), questions)
+        evaluation.excluded += [{"task": task, **row} for row in excluded]
+        if excluded:
+            advance(len(excluded))
+        rows = list(_score_task(model, tokenizer, kept, batch_tokens, advance))
         rows.sort(key=lambda row: row[0])
         items = [{"task": task, **item} for _, item in rows]
         evaluation.items += items
         evaluation.scores += summarize(items)
     evaluation.seconds = time.perf_counter() - start
     return evaluation
+
+
+def _without_too_long(
+    model: PreTrainedModel, prompts: Prompts, questions: list[Question]
+) -> tuple[list[Question], list[dict[str, Any]]]:
+    """Questions that the model can read, and id and reason of those that are longer than its context."""
+    context = context_length(model.config)
+    kept, excluded = [], []
+    for question in questions:
+        tokens = _tokens(prompts, question)
+        if context is None or tokens <= context:
+            kept.append(question)
+        else:
+            excluded.append({"id": question.id, "reason": f"longer than the model's context of {context:,} tokens"})
+    return kept, excluded
+
+
+def _tokens(prompts: Prompts, question: Question) -> int:
+    """Tokens that the model reads of a question: all but the last of its longest choice, or one for an answer."""
+    if not question.choices:
+        return len(prompts.ids(prompts.question(question.question))) + 1
+    prefix, choices = tokenize_choices(prompts, question)
+    return len(prefix) + max(map(len, choices)) - 1
 
 
 def _score_task(

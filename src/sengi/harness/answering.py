@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sengi.errors import NonFiniteError
 from sengi.harness.ranks import Ranks, deal_out
 from sengi.harness.response_cache import ResponseCache
 
@@ -115,11 +114,6 @@ class Answering:
         def done(places: Sequence[int], results: Sequence[Any]) -> None:
             for place, answer in zip(places, results, strict=True):
                 number = answer[0] if isinstance(answer, list) else 0.0
-                if math.isnan(number):
-                    raise NonFiniteError(
-                        "the model's log-likelihoods are NaN: its weights are damaged or overflow in this type; "
-                        "try dtype=float32"
-                    )
                 answers.append((place, answer))
                 if cache is not None and math.isfinite(number):  # JSON has no infinity
                     cache.put(keys[place], answer)

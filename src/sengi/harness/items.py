@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sengi.harness.lm_eval_tasks import Task
-from sengi.harness.scores import Record, labels, plain, question_values
+from sengi.harness.scores import Record, labels, question_values
+from sengi.statistics.metrics import question_result
 
 
 def items_of(tasks: Mapping[str, Task], samples: Mapping[str, list[Record]]) -> list[dict[str, Any]]:
@@ -24,22 +25,31 @@ def _task_items(name: str, task: Task, records: list[Record]) -> Iterator[dict[s
     for record in records:
         question, answer = _question(task, record), _answer(task, record)
         for metric in record["metrics"]:
-            try:
-                correct = plain(record[metric])
-            except (TypeError, ValueError):
-                continue  # a value for a corpus metric, such as (reference, prediction): no score of one question
+            found = question_result(metric, _bare(record[metric]))
+            if found is None:
+                continue  # a part of a corpus metric, such as (gold, prediction) of f1: no score of one question
+            mean_of, value, weight = found
             yield {
                 "task": name,
                 "id": str(record["doc_id"]),
-                "metric": names[metric, record["filter"]],
-                "correct": int(correct) if correct in (0.0, 1.0) else correct,
+                "metric": mean_of + names[metric, record["filter"]].removeprefix(metric),
+                "correct": int(value) if value in (0.0, 1.0) else value,
+                **({} if weight == 1 else {"weight": weight}),
                 "prediction": _prediction(task, record, metric),
                 "answer": answer,
                 "question": question,
                 "group": "",
                 "topic": "",
-                "prompt_hash": record["prompt_hash"],
+                "filter": record["filter"],
+                **{key: record[key] for key in ("doc_hash", "target_hash", "prompt_hash")},
             }
+
+
+def _bare(value: Any) -> Any:
+    """A question's value as it comes back from a samples file: tuples are lists, numbers of NumPy plain ones."""
+    if isinstance(value, list | tuple):
+        return [_bare(one) for one in value]
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
 
 
 def _choices(task: Task, record: Record) -> list[str] | None:

@@ -173,6 +173,21 @@ def _component(
     return normalised(float(value), component.chance)
 
 
+def departure(name: str, num_fewshot: int | None, limit: int | None, chat_template: bool) -> str:
+    """Return a note on settings that are not the public leaderboard's; empty where there are none.
+
+    Args:
+        name: a key of ``LEADERBOARDS``.
+        num_fewshot: examples asked for in place of each part's own number.
+        limit: questions of each task, in place of all.
+        chat_template: whether questions were asked through one. The second edition left that to who submitted.
+    """
+    other = [f"--num-fewshot {num_fewshot} (there each part has its own number)"] if num_fewshot is not None else []
+    other += [f"--limit {limit} (there all questions count)"] if limit is not None else []
+    other += ["--apply-chat-template (there none is used)"] if chat_template and LEADERBOARDS[name] is V1 else []
+    return f"{name}: not comparable with the public leaderboard: {', '.join(other)}" if other else ""
+
+
 def leaves(group: str, subtasks: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the tasks below a group, in order; a task is its own leaf."""
     if group not in subtasks:

@@ -27,7 +27,7 @@ from sengi.harness.lm_eval_api import (
     make_disjoint_window,
     register_model,
 )
-from sengi.harness.loading import load_for_scoring
+from sengi.harness.loading import LoadedModel, load_for_scoring
 from sengi.harness.ranks import Alone, Ranks, join_ranks
 from sengi.harness.response_cache import ResponseCache, request_key
 from sengi.harness.text_lm import TextLM
@@ -92,9 +92,13 @@ class SengiLM(TextLM):
     ) -> None:
         if batch_tokens < 1:
             raise InputError(f"batch_tokens={batch_tokens}: a forward call needs 1 token or more")
-        loaded = load_for_scoring(
-            pretrained, peft=peft, tokenizer=tokenizer, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-        )
+        if ranks is None:
+            ranks = Alone() if isinstance(pretrained, PreTrainedModel) else join_ranks()
+        options: dict[str, Any] = {"peft": peft, "tokenizer": tokenizer, "dtype": dtype, "device": device}
+        options["trust_remote_code"] = trust_remote_code
+        found: list[LoadedModel] = []
+        ranks.together(lambda: found.append(load_for_scoring(pretrained, **options)))  # if one cannot, none goes on
+        loaded = found[0]
         super().__init__(loaded.model, loaded.tokenizer, max_length, add_bos_token)
         if add_bos_token is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
             self.tokenizer.add_bos_token = add_bos_token  # hf gives it to from_pretrained
@@ -103,8 +107,6 @@ class SengiLM(TextLM):
         self._seed = seed
         self._progress = progress
         self._facts, self._folder = loaded.facts, loaded.folder
-        if ranks is None:
-            ranks = Alone() if isinstance(pretrained, PreTrainedModel) else join_ranks()
         self._ranks = ranks
         self.answering = Answering(self._open_cache(cache), ranks)
         self._unscored = Unscored()

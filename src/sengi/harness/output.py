@@ -17,8 +17,9 @@ from typing import Any
 
 from sengi.data.rows import printable
 from sengi.errors import StorageError
-from sengi.evaluation import Evaluation
+from sengi.evaluation import Evaluation, question_hashes
 from sengi.harness.leaderboard import LEADERBOARDS
+from sengi.statistics.metrics import is_higher_better
 
 _UNSAFE = re.compile(r"[\"<>:/|\\?*\[\]]+")  # lm-eval's sanitize_model_name
 LABELS = ("group", "topic", "source", "phase", "weight")  # of a question, as `sengi compare` reads them
@@ -92,7 +93,7 @@ def _with_every_task(results: dict[str, Any], evaluation: Evaluation) -> dict[st
         key = filter_name or "none"
         entry |= {f"{metric},{key}": row["value"], f"{metric}_stderr,{key}": "N/A"}
         results["group_subtasks"].setdefault(task, [])
-        results["higher_is_better"].setdefault(task, {})[metric] = "loss" not in metric
+        results["higher_is_better"].setdefault(task, {})[metric] = is_higher_better(metric)
         results["n-samples"].setdefault(task, {"original": row["n"], "effective": row["n"]})
         if task not in evaluation.samples:  # of tasks that lm-eval ran, neither is known here
             results["versions"].setdefault(task, "N/A")
@@ -127,20 +128,20 @@ def _record(item: Mapping[str, Any], number: int) -> dict[str, Any]:
     metric = str(item["metric"])
     sums = {"accuracy_sum": item["correct_sum"]} if "correct_sum" in item else {}
     labels = {key: item[key] for key in LABELS if item.get(key) not in (None, "")}
-    # Only what was asked, never what came of it: the hash tells whether two models had the same question.
-    doc = {"id": item.get("id", number), "question": question, "answer": answer, **labels}
+    id_ = item.get("id", number)
+    doc_hash, target_hash = question_hashes({**item, "id": id_})
     return {
-        "doc_id": item.get("id", number),
-        "doc": doc,
+        "doc_id": id_,
+        "doc": {"id": id_, "question": question, "answer": answer, **labels},
         "target": answer,
         "arguments": [[question]],
         "resps": [[prediction]],
         "filtered_resps": [prediction],
         "filter": "none",
         "metrics": [metric, *sums],
-        "doc_hash": _sha256(json.dumps(doc, indent=2, default=_jsonable, ensure_ascii=False)),
+        "doc_hash": doc_hash,
         "prompt_hash": item.get("prompt_hash") or _sha256(question),
-        "target_hash": _sha256(answer),
+        "target_hash": target_hash,
         metric: item["correct"],
         **sums,
         **labels,

@@ -74,17 +74,32 @@ class TorchRanks:
         return collective.together(work, self.rank, self.size, self.group)
 
 
-def join_ranks() -> Ranks:
-    """Join the processes that torchrun started, or stay alone.
+_joined: list[TorchRanks] = []  # the group that this process joined here, once for its life
 
-    A process whose group exists already (a training that evaluates on one rank) stays alone: waiting for ranks that
+
+def join_ranks() -> Ranks:
+    """Join the processes that torchrun started, or stay alone; every later call gives the same group.
+
+    A process in a group that others made (a training that evaluates on one rank) stays alone: waiting for ranks that
     do something else would never end.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or dist.is_initialized():
-        return Alone()
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    return TorchRanks(rank, size, dist.group.WORLD)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        _joined[:] = [TorchRanks(rank, size, dist.group.WORLD)]
+    return _joined[0] if _joined and dist.is_initialized() else Alone()
+
+
+def on_first(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """Run ``work`` on rank 0 while the others wait; all of them must call this.
+
+    Returns:
+        Its JSON result, on all ranks.
+
+    Raises:
+        SengiError: as ``together`` of the ranks.
+    """
+    return ranks.together(lambda: work() if ranks.rank == 0 else None)[0]
 
 
 def deal_out(places: Sequence[int], tokens_of: Callable[[int], Sequence[int]], size: int) -> list[list[int]]:

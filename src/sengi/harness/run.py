@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sengi.errors import InputError
 from sengi.evaluation import Evaluation
 from sengi.harness.items import items_of
+from sengi.harness.leaderboard import departure
 from sengi.harness.leaderboard_rows import leaderboard_rows
 from sengi.harness.lm import SengiLM
 from sengi.harness.lm_eval_tasks import (
@@ -30,6 +31,7 @@ from sengi.harness.lm_eval_tasks import (
     evaluate,
     task_module,
 )
+from sengi.harness.room import drop_without_room
 from sengi.harness.scores import score_rows, without_excluded
 from sengi.harness.tasks import LoadedTasks, load_tasks, preserved_seeds, quiet
 
@@ -88,7 +90,11 @@ def run_tasks(
         loaded: of :func:`sengi.harness.tasks.load_tasks`; asked once, since lm-eval keeps the answers in its tasks.
         limit: see :func:`evaluate_tasks`.
         apply_chat_template: see :func:`evaluate_tasks`.
+
+    Raises:
+        InputError: a task writes more than the model's context holds; nothing was scored.
     """
+    drop_without_room(loaded, lm.max_length, lm.max_gen_toks)
     with quiet(), _without_bars():
         _seed(loaded)
         # Not simple_evaluate: it spends seconds on asking pip and the system for a description of the machine.
@@ -129,6 +135,8 @@ def _collect(
     counts = Counter(str(one["task"]) for one in cut)
     notes = [*loaded.notes, *(_cut_note(task, count, lm.max_length) for task, count in counts.items())]
     notes += [f"{board}: no average, since {part} could not be run: {reason}" for board, part, reason in missing]
+    asked = loaded.num_fewshot, results["config"]["limit"], results["chat_template"] is not None
+    notes += [note for board in loaded.leaderboards if (note := departure(board, *asked))]
     results["sengi"] = {
         "scores": scores,
         "excluded": left_out,

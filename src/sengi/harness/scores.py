@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sengi.harness.intervals import Stratum, group_interval, metric_interval, stratum
@@ -129,10 +128,3 @@ def _aggregation(task: Task, metric: str) -> Any:
 def _row(name: str, metric: str, interval: Interval) -> dict[str, Any]:
     ends = {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
     return {"task": name, "metric": metric, "group": "all", **ends}
-
-
-def plain(value: Any) -> float:
-    """Return a question's value as one number: the share of right parts where it has parts (IFEval's instructions)."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return math.fsum(float(part) for part in value) / len(value) if value else math.nan
-    return float(value)

@@ -25,21 +25,21 @@ class LoadedTasks:
     """Tasks with their questions and few-shot examples.
 
     Attributes:
-        specs: tasks and groups as asked for, in that order.
         tasks: all tasks by name; groups resolved.
         groups: all groups by name.
         leaderboards: names of the leaderboards asked for.
         missing: (leaderboard, part, reason) of parts without data.
         files: local files that were read.
+        num_fewshot: examples before each question as asked for; None: each task's own.
         notes: what a reader of the scores must know.
     """
 
-    specs: list[Task | Group] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     leaderboards: list[str] = field(default_factory=list)
     missing: list[tuple[str, str, str]] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    num_fewshot: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,12 +52,14 @@ def check_tasks(names: Sequence[str], data_root: Path | None = None, *, num_fews
         num_fewshot: as for ``evaluate_tasks``: the examples must be there too.
 
     Returns:
-        The names of all tasks, groups resolved.
+        The names that scores may have: leaderboards, groups that have a score, then all tasks in them.
 
     Raises:
         InputError: a name is unknown, a file is missing, a row is incomplete, or the Hub is out of reach.
     """
-    return list(load_tasks(names, data_root, num_fewshot=num_fewshot).tasks)
+    loaded = load_tasks(names, data_root, num_fewshot=num_fewshot)
+    groups = [name for name, group in loaded.groups.items() if group.aggregate_metric_list]
+    return [*loaded.leaderboards, *groups, *loaded.tasks]
 
 
 def load_tasks(names: Sequence[str], data_root: Path | None = None, *, num_fewshot: int | None = None) -> LoadedTasks:
@@ -71,7 +73,7 @@ def load_tasks(names: Sequence[str], data_root: Path | None = None, *, num_fewsh
     manager = LocalTaskManager(data_root)
     names = list(dict.fromkeys(ALIASES.get(name, name) for name in names))
     check_names(names, [*LEADERBOARDS, *ALIASES, *manager.task_index])
-    loaded = LoadedTasks()
+    loaded = LoadedTasks(num_fewshot=num_fewshot)
     with quiet(), preserved_seeds():
         # As simple_evaluate does before it loads: GPQA shuffles its choices with the global generator.
         random.seed(DEFAULT_RANDOM_SEED)
@@ -138,7 +140,6 @@ def _add(built: list[Task | Group], name: str, num_fewshot: int | None, loaded: 
     for item in built:
         if isinstance(item, Group):
             loaded.groups |= {group.name: group for group in (item, *item.get_all_groups())}
-    loaded.specs += built
 
 
 def _refuse(task: Task) -> None:

@@ -9,7 +9,7 @@ are comparable.
 from __future__ import annotations
 
 import logging
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +45,8 @@ class TextLM(TemplateLM):
         self.add_bos_token = add_bos_token
         self._max_length = max_length
         # Two texts are remembered: the choices of a question come one by one, each as whole and as context.
-        self._remember = lru_cache(maxsize=2)(self._encode)
+        # Not of a method: a cache that held this object would keep the model in memory until Python looks for cycles.
+        self._remember = lru_cache(maxsize=2)(partial(_encode, tokenizer))
 
     @property
     def config(self) -> PretrainedConfig:
@@ -90,17 +91,13 @@ class TextLM(TemplateLM):
             add_special_tokens = False if has_bos_prefix(string, self._prefix_text) else self.add_bos_token
         return self._remember(string, add_special_tokens)[-(left_truncate_len or 0) :]
 
-    def _encode(self, string: str, add_special_tokens: bool | None) -> list[int]:
-        chosen = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **chosen))
-
     def prompt_ids(self, context: str) -> list[int]:
         """Token ids of a prompt to be continued, at least one.
 
         hf looks for the bos token here, for log-likelihoods for the prefix token: without bos the two differ.
         """
         has_bos = has_bos_prefix(context, self.tokenizer.bos_token)
-        return self._encode(context, False if has_bos else self.add_bos_token) or [self.prefix()]
+        return _encode(self.tokenizer, context, False if has_bos else self.add_bos_token) or [self.prefix()]
 
     def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
@@ -171,3 +168,8 @@ class TextLM(TemplateLM):
                 "cannot be scored; set eos_token in tokenizer_config.json"
             )
         return self.prefix_token_id
+
+
+def _encode(tokenizer: Any, string: str, add_special_tokens: bool | None) -> list[int]:
+    chosen = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+    return list(tokenizer.encode(string, **chosen))

@@ -22,12 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sengi.errors import InputError
 from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.lent_model import lent, rope_limit
+from sengi.inference.not_finite import not_finite
 from sengi.inference.prompts import stop_ids
 from sengi.inference.sampling import Sampler, next_tokens
 from sengi.inference.shared_prefix import PrefixGroup, prefix_groups
 from sengi.inference.slot_model import NAME, SlotModel
 from sengi.inference.slot_support import OneRow, supports_slots
 from sengi.inference.vllm_engine import VllmEngine, use_vllm
+from sengi.model.context import context_length
 
 OnGenerated = Callable[[list[int], list[str]], None]
 
@@ -64,7 +66,7 @@ class Generator:
         self._model = model
         self._tokenizer = tokenizer
         self._stops = frozenset(stop_ids(model, tokenizer))
-        self._limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._limit = context_length(model.config)
         self._rope_limit = rope_limit(model)
         self._vllm: VllmEngine | None = None
         if use_vllm(engine, folder, model.device) and folder is not None:
@@ -96,6 +98,7 @@ class Generator:
         Raises:
             InputError: a request without prompt or without tokens to write, with a prompt that leaves no room for
                 an answer in the model's context, or with a temperature or top_p that cannot be.
+            NonFiniteError: the model gave NaN; texts that were handed to ``on_generated`` before are right.
         """
         self._check(requests, batch_tokens)
         texts = [""] * len(requests)
@@ -150,7 +153,7 @@ class Generator:
 
     def _accept(self, slots: SlotModel, rows: list[_Row], logits: Tensor, first: int, done: list[_Row]) -> None:
         """Give the rows from ``first`` on their next token and take out those that it ends."""
-        tokens = next_tokens(logits, [row.sampler for row in rows[first:]])
+        tokens = self._next(logits, rows[first:])
         ended = [first + i for i, token in enumerate(tokens) if rows[first + i].accept(token)]
         for slot in reversed(ended):  # from behind, so that no row moves before its turn
             slots.drop(slot)
@@ -161,8 +164,14 @@ class Generator:
     def _write_alone(self, row: _Row) -> None:
         model = OneRow(self._model)
         tokens = row.request.prompt
-        while not row.accept(next_tokens(model.step(tokens), [row.sampler])[0]):
+        while not row.accept(self._next(model.step(tokens), [row])[0]):
             tokens = row.ids[-1:]
+
+    def _next(self, logits: Tensor, rows: list[_Row]) -> list[int]:
+        tokens = next_tokens(logits, [row.sampler for row in rows])
+        if tokens is None:
+            raise not_finite(self._model, "logits")
+        return tokens
 
     def _row(self, index: int, request: GenerationRequest) -> _Row:
         room = request.max_new_tokens if self._limit is None else self._limit - len(request.prompt)

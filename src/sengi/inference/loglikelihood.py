@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 
 from sengi.errors import InputError
 from sengi.inference.lent_model import lent, rope_limit
+from sengi.inference.not_finite import not_finite
 from sengi.inference.prefix_tree import PrefixTree
 from sengi.inference.token_logits import Chunks, PlainLogits, TreeLogits, shares_prefixes
 from sengi.inference.tree_attention import NAME
+from sengi.model.context import context_length
 
 CPU_TOKENS = 512  # in a forward call on the CPU: more only takes memory (same tokens a second from 256 on, measured)
 KEYS_PER_TOKEN = 16  # keys that the nodes of a pack see, over the token budget: CUDA's kernel has to gather them
@@ -61,7 +63,7 @@ class Scorer:
         if model.training:
             raise ValueError("Scorer got a model in training mode, where dropout makes scores random; call eval()")
         self._model = model
-        self._limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._limit = context_length(model.config)
         self._rope_limit = rope_limit(model)
         self.shares_prefixes = shares_prefixes(model)
         self.tokens_computed = 0
@@ -84,11 +86,12 @@ class Scorer:
 
         Raises:
             InputError: a request without context or continuation, or longer than the model's context.
+            NonFiniteError: a log-likelihood is NaN; requests that were handed to ``on_scored`` before are right.
         """
         self._check(requests, batch_tokens)
         # A rope that changes with the length of the text gives the same token other keys in a longer text.
         apart = [len(c) + len(a) - 1 >= self._rope_limit or not self.shares_prefixes for c, a in requests]
-        run = _Run(requests, on_scored)
+        run = _Run(self._model, requests, on_scored)
         for plain in (True, False):
             if chosen := [index for index, is_apart in enumerate(apart) if is_apart == plain]:
                 self._score(run, chosen, plain, batch_tokens)
@@ -152,8 +155,9 @@ class _Targets:
 class _Run:
     """The scores of one call, as they come in."""
 
-    def __init__(self, requests: Sequence[Request], on_scored: OnScored | None) -> None:
+    def __init__(self, model: PreTrainedModel, requests: Sequence[Request], on_scored: OnScored | None) -> None:
         self.requests = requests
+        self._model = model
         self._on_scored = on_scored
         self._sums = np.zeros(len(requests))
         self._greedy = np.ones(len(requests), dtype=bool)
@@ -176,8 +180,10 @@ class _Run:
             chosen, (top, likeliest) = logits[row, wanted], logits.max(dim=1)
             # In place: a second tensor of the size of the logits would be the largest one here.
             total = top + logits.sub_(top[:, None]).exp_().sum(dim=1).log_()
-            log_probs = chosen - total[row]
-            np.add.at(self._sums, whose, log_probs.double().cpu().numpy())
+            log_probs = (chosen - total[row]).double().cpu().numpy()
+            if np.isnan(log_probs).any():  # a token that cannot come has minus infinity, which is a number
+                raise not_finite(self._model, "log-likelihoods")
+            np.add.at(self._sums, whose, log_probs)
             np.logical_and.at(self._greedy, whose, (likeliest[row] == wanted).cpu().numpy())
         counted = np.bincount(request, minlength=0)
         touched = np.flatnonzero(counted)

@@ -38,14 +38,17 @@ class Sampler:
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
-def next_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int]:
-    """One token a row.
+def next_tokens(logits: Tensor, samplers: list[Sampler]) -> list[int] | None:
+    """One token a row; None where a row's logits have a NaN or no finite largest value: nothing can be chosen.
 
     Args:
         logits: (n, vocabulary).
         samplers: one a row.
     """
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    largest, places = logits.max(dim=-1)  # NaN where there is one
+    if not bool(largest.isfinite().all()):
+        return None
+    tokens: list[int] = places.tolist()
     return [
         sampler.draw(row) if sampler.draws else token
         for token, row, sampler in zip(tokens, logits, samplers, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sengi.inference.not_finite import not_finite
 from sengi.inference.prompts import Prompts, stop_ids
 
 
@@ -30,6 +31,9 @@ def stream_reply(
 
     Yields:
         Pieces of text that joined are the reply; a character of several tokens comes when it is whole.
+
+    Raises:
+        NonFiniteError: the model gave NaN.
     """
     prompts = Prompts(tokenizer)
     stops = set(stop_ids(model, tokenizer))
@@ -41,6 +45,8 @@ def stream_reply(
         with torch.inference_mode():
             output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[0, -1]
+            if not bool(logits.max().isfinite()):
+                raise not_finite(model, "logits")
             if temperature > 0:
                 inputs = torch.multinomial((logits.float() / temperature).softmax(-1), 1)[None]
             else:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from sengi.errors import InputError
 if TYPE_CHECKING:
     from sengi.inference.generation_request import GenerationRequest
 
+_welcome = ContextVar("vllm_is_welcome", default=True)
 CHUNK = 256  # requests a call: what is finished is handed on after each, so that an interruption loses little
 MEMORY = 0.9  # share of the device memory that is still free which vLLM may take
 
@@ -27,7 +30,7 @@ def use_vllm(engine: str, folder: Path | None, device: torch.device) -> bool:
 
     Args:
         engine: ``auto`` takes vLLM where it is installed, the model is on CUDA and ``folder`` is known;
-            ``transformers`` never does, ``vllm`` always.
+            ``transformers`` never does, ``vllm`` always. Inside :func:`without_vllm` ``auto`` is ``transformers``.
         folder: holds the weights that the model has.
         device: of the model.
 
@@ -47,7 +50,17 @@ def use_vllm(engine: str, folder: Path | None, device: torch.device) -> bool:
     ]
     if engine == "vllm" and missing:
         raise InputError(f"engine is 'vllm', but {'; '.join(missing)}; or take engine='transformers'")
-    return engine != "transformers" and not missing
+    return engine == "vllm" or (engine == "auto" and not missing and _welcome.get())
+
+
+@contextmanager
+def without_vllm() -> Iterator[None]:
+    """Let ``auto`` never take vLLM: where a training runs, the memory that is free now is its own a moment later."""
+    token = _welcome.set(False)
+    try:
+        yield
+    finally:
+        _welcome.reset(token)
 
 
 class VllmEngine:

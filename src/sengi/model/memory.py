@@ -111,7 +111,7 @@ def forecast_memory(
     sharing: Sharing,
     device: torch.device,
     resident: int,
-    copied: bool,
+    copied: int | None,
     available: int | None,
 ) -> MemoryForecast:
     """Put the parts together.
@@ -124,7 +124,8 @@ def forecast_memory(
         sharing: with other processes.
         device: of the training.
         resident: bytes of the process before the model is loaded; 0 on a GPU, whose memory is counted alone.
-        copied: whether checkpoints are written from a copy in the memory of the CPU while training goes on.
+        copied: bytes of whole weights that rank 0 copies for the files of a checkpoint, beside its part of the state,
+            where checkpoints are written from a copy in the memory of the CPU while training goes on; else None.
         available: bytes that the process may use in all.
     """
     cpu, state = device.type == "cpu", int(sizes.state_bytes * sizes.trained)
@@ -142,8 +143,8 @@ def forecast_memory(
         parts["allocator"] = int(HELD_KEPT * largest.saved + HELD_AGAIN * again + HELD_GATHERED * gathered)
     else:
         parts["allocator"] = int(HELD_CUDA * sum(moving.values()))
-    copies = (4 * sizes.trained + state) // shards
-    if copied and cpu and (available is None or copies <= COPIED * (available - sum(parts.values()))):
+    copies = (4 * sizes.trained + state) // shards + (copied or 0)
+    if copied is not None and cpu and (available is None or copies <= COPIED * (available - sum(parts.values()))):
         parts["copy for background saves"] = copies
     ordered = sorted(((name, size) for name, size in parts.items() if size), key=lambda item: -item[1])
     return MemoryForecast(moment, dict(ordered), available)

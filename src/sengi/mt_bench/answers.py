@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sengi.inference.generation import Generator
 from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.prompts import Prompts
 from sengi.model.adapters import config_folder, is_adapter
+from sengi.model.context import folder_context_length
 from sengi.model.inspect import inspect_model_folder
 from sengi.model.load import load_model, load_tokenizer, model_fingerprint
 from sengi.mt_bench.cache import Cache, RowFile, key_of
@@ -114,7 +115,7 @@ class _Asking:
         self._batch_tokens, self._progress, self._answered = batch_tokens, progress, answered
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         self._prompts = Prompts(self._tokenizer)
-        self._context = _context_length(folder)
+        self._context = folder_context_length(folder)
         self._generator: Generator | None = None
         self._done = self._total = 0
 
@@ -203,13 +204,6 @@ class _Asking:
         self._done += turns
         if self._progress is not None and turns:
             self._progress(self._done, self._total, "mt_bench answers")
-
-
-def _context_length(folder: Path) -> int | None:
-    """Positions that the model has, if its configuration says so."""
-    config = AutoConfig.from_pretrained(str(config_folder(folder)), local_files_only=True).get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
 
 
 def _seed(number: QuestionId, turn: int) -> int:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sengi.evaluate.metrics import is_higher_better
 from sengi.report.run_folder import Evaluation, RunFolder, Score, as_number
 from sengi.statistics.differences import PairedDifference, paired_difference
+from sengi.statistics.metrics import is_higher_better
 
 Change = Literal["better", "worse", "no clear change", "one evaluation only"]
 EXAMPLES = 10

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sengi.report.curves import SMOOTH_FROM, moving_median, thin
 from sengi.report.study_maps import colour, ranks
+from sengi.study.judge import CONDEMNED
 from sengi.study.results import RunResult, StudyResults
 from sengi.study.signals import signals_at
 from sengi.study.space import settings_text
@@ -19,7 +20,7 @@ Numbers = NDArray[np.float64]
 POINTS = 400  # drawn of one run: a study has many
 UNSCORED = "#9a9a9a"
 LOG_FROM = 10  # a field whose largest norm is so many times its median is drawn on a log axis
-MARKED = {"suspect": "suspect", "advise": "condemned", "audit": "condemned", "stop": "condemned", "spared": "spared"}
+MARKED = {"suspect": "suspect", "spared": "spared", **dict.fromkeys(CONDEMNED, "condemned")}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.evaluate.metrics import is_higher_better
 from sengi.evaluate.selection import samples_to_peak
 from sengi.report import formats
 from sengi.report.curves import positions
 from sengi.report.run_folder import RunFolder, Score
 from sengi.report.scores import group_of_task
 from sengi.report.tables import Row, Table
+from sengi.statistics.metrics import is_higher_better
 
 Numbers = NDArray[np.float64]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from sengi.study.claim_rules import CLAIMS, ClaimResult, Verdict, decide, lacking, result
 from sengi.study.field import Field, Level
-from sengi.study.findings import Correlation, correlations, rank_interval
+from sengi.study.findings import Correlation, correlations
 from sengi.study.judge import JudgeSettings
 from sengi.study.replay import FEWEST, Recording
 from sengi.study.results import StudyResults
@@ -94,7 +93,8 @@ def _stacked(field: Field) -> ClaimResult:
     stacked, phased = field.strategy("stacked"), field.strategy("phased", by_length=False)
     if not stacked.runs or not phased.runs:
         return lacking(6, _one_strategy(stacked, phased, "strategy: [stacked, phased]"))
-    return decide(6, "at least", field, [(phased, stacked)], f"; {field.samples_to_peak(stacked, phased)}")
+    more = f"; decided by the score alone, {field.samples_to_peak(stacked, phased)}"
+    return decide(6, "at least", field, [(phased, stacked)], more)
 
 
 def _by_length(field: Field) -> ClaimResult:
@@ -117,15 +117,11 @@ def _early_signals(field: Field) -> ClaimResult:
         return lacking(8, f"a rank correlation needs {FEWEST} finished settings or more, here are {settings}")
     found = correlations(recordings, judge, field.results.minimize)
     if math.isnan(found[0].value):
-        return lacking(8, "too few runs have enough steps in the early window, or all end the same")
+        return lacking(8, f"fewer than {FEWEST} settings have enough steps in the early window, or all end the same")
     if math.isnan(found[-1].value):
         missing = "norms of different batch sizes compare only without their noise, and too few runs measured it"
         return lacking(8, f"{missing}: it takes two micro-batches a step or more, in one process")
-    read = _with_signals(recordings, judge)
-    settings = len({recording.history.settings for recording in read})
-    if settings < FEWEST:
-        return lacking(8, f"only {settings} settings have enough steps in the early window, and it takes {FEWEST}")
-    both = [_by_settings(one, settings) for one in (found[0], found[-1])]
+    both = [found[0], found[-1]]
     weaker = min(both, key=lambda one: one.expected * one.value)
     low, high = sorted((weaker.expected * weaker.low, weaker.expected * weaker.high))
     effect, seen = weaker.expected * weaker.value, _detectable_correlation(weaker.n)
@@ -134,7 +130,7 @@ def _early_signals(field: Field) -> ClaimResult:
     verdict = _both_signals(both, high)
     if verdict == "cannot tell":
         reason += f"; {weaker.signal} cannot be told from chance"
-    runs = tuple(sorted(recording.history.name for recording in read))
+    runs = tuple(sorted(recording.history.name for recording in _with_signals(recordings, judge)))
     return ClaimResult(8, *CLAIMS[8], verdict, reason, "correlation", effect, low, high, seen, runs)
 
 
@@ -144,12 +140,6 @@ def _with_signals(recordings: Sequence[Recording], judge: JudgeSettings) -> list
     told = [(r, signals_at(r.history, judge.checks()[-1], judge.window, warm)) for r in recordings]
     several = len({r.history.batch_size for r, signals in told if signals is not None}) > 1
     return [r for r, s in told if s is not None and (math.isfinite(s.corrected) or not several)]
-
-
-def _by_settings(one: Correlation, settings: int) -> Correlation:
-    """The same correlation with the interval of as many pairs as there are settings."""
-    low, high = rank_interval(one.value, settings)
-    return replace(one, low=low, high=high, n=settings)
 
 
 def _both_signals(both: Sequence[Correlation], high: float) -> Verdict:

@@ -64,14 +64,11 @@ def options(values: list[Any] | Range | Bundles) -> list[Any]:
 
 
 def trial_points(space: Space) -> list[dict[str, Any]]:
-    """Points that have every value of every key at least once, the first values together first.
-
-    Of a space with a range there is one, with its lower end; of an empty space none.
-    """
-    first = {key: values.low if isinstance(values, Range) else options(values)[0] for key, values in space.items()}
-    if any(isinstance(values, Range) for values in space.values()):
-        return [first]
-    return [{**first, key: value} for key, values in space.items() for value in options(values)]
+    """Points that have every value of every key and both ends of every range at least once, the first ones together
+    first; of an empty space none."""
+    choices = {key: [v.low, v.high] if isinstance(v, Range) else options(v) for key, v in space.items()}
+    first = {key: values[0] for key, values in choices.items()}
+    return [{**first, key: value} for key, values in choices.items() for value in values]
 
 
 def recipe_values(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:

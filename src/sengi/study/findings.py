@@ -19,8 +19,8 @@ class Correlation:
     Attributes:
         signal: its name.
         expected: sign that the paper's claim gives it.
-        value: from -1 to 1; NaN where all values of a side are equal.
-        n: runs.
+        value: from -1 to 1, over all runs; NaN where all values of a side are equal.
+        n: settings among them; seeds of one say nearly the same, so the interval is that of so many pairs.
     """
 
     signal: str
@@ -49,27 +49,39 @@ def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minim
     check = settings.checks()[-1]
     warm = max(recording.history.warmup_samples for recording in recordings)
     pairs = [(r, s) for r in recordings if (s := signals_at(r.history, check, settings.window, warm)) is not None]
-    quality = [-r.score if minimize else r.score for r, _ in pairs]
     found = [
-        spearman("early loss", +1, [s.loss for _, s in pairs], quality),
-        spearman("early gradient norm", -1, [s.grad_norm for _, s in pairs], quality),
+        _against("early loss", +1, [(r, s.loss) for r, s in pairs], minimize),
+        _against("early gradient norm", -1, [(r, s.grad_norm) for r, s in pairs], minimize),
     ]
     if len({r.history.batch_size for r, _ in pairs}) > 1:
-        measured = [(s.corrected, q) for (_, s), q in zip(pairs, quality, strict=True) if math.isfinite(s.corrected)]
-        values, scores = [value for value, _ in measured], [score for _, score in measured]
-        found.append(spearman("early gradient norm without noise", -1, values, scores))
+        measured = [(r, s.corrected) for r, s in pairs if math.isfinite(s.corrected)]
+        found.append(_against("early gradient norm without noise", -1, measured, minimize))
     return found
 
 
-def spearman(signal: str, expected: int, values: Sequence[float], quality: Sequence[float]) -> Correlation:
-    """Rank correlation with its interval; without runs enough it is the whole range."""
-    n = len(values)
-    if n < FEWEST or len(set(values)) == 1 or len(set(quality)) == 1:
-        return Correlation(signal, expected, math.nan, -1.0, 1.0, n)
+def _against(signal: str, expected: int, told: Sequence[tuple[Recording, float]], minimize: bool) -> Correlation:
+    """A signal of each run against its final quality."""
+    quality = [-recording.score if minimize else recording.score for recording, _ in told]
+    settings = len({recording.history.settings for recording, _ in told})
+    return spearman(signal, expected, [value for _, value in told], quality, settings)
+
+
+def spearman(
+    signal: str, expected: int, values: Sequence[float], quality: Sequence[float], settings: int
+) -> Correlation:
+    """Rank correlation with its interval; without settings enough it is the whole range.
+
+    Args:
+        signal: its name; ``expected`` its sign by the claim.
+        values: of the signal, one a run; ``quality`` of the same runs.
+        settings: that differ among these runs.
+    """
+    if settings < FEWEST or len(set(values)) == 1 or len(set(quality)) == 1:
+        return Correlation(signal, expected, math.nan, -1.0, 1.0, settings)
     from scipy.stats import spearmanr
 
     value = float(spearmanr(values, quality).statistic)
-    return Correlation(signal, expected, value, *rank_interval(value, n), n)
+    return Correlation(signal, expected, value, *rank_interval(value, settings), settings)
 
 
 def rank_interval(value: float, n: int) -> tuple[float, float]:
@@ -120,7 +132,7 @@ def sentences(outcomes: Sequence[Outcome], found: Sequence[Correlation], standar
     ]
     if not better:
         lines.append("No other policy saved at least as much at no more regret.")
-    if both and within:
+    if both and within and judged.saved > 0:
         lines.append("Recommendation: stop early (early_termination: {mode: terminate, audit: 0.2}) on data like this.")
     else:
         lines.append(
@@ -144,15 +156,15 @@ def _failing(found: Sequence[Correlation]) -> str:
         if correlation.contradicts:
             words.append(f"{correlation.signal} points the other way")
         elif not correlation.predicts:
-            words.append(f"{correlation.signal} cannot be told from chance with {correlation.n} runs")
+            words.append(f"{correlation.signal} cannot be told from chance with {correlation.n} settings")
     return "; ".join(words)
 
 
 def _correlation_sentence(correlation: Correlation) -> str:
     if math.isnan(correlation.value):
-        return f"{correlation.signal}: no rank correlation over {correlation.n} runs that have it at the last check."
+        return f"{correlation.signal}: no rank correlation of {correlation.n} settings that have it at the last check."
     claim = "higher is better" if correlation.expected > 0 else "lower is better"
     return (
         f"{correlation.signal} against final quality: rank correlation {correlation.value:+.2f} "
-        f"[{correlation.low:+.2f}, {correlation.high:+.2f}] over {correlation.n} runs (the claim: {claim})."
+        f"[{correlation.low:+.2f}, {correlation.high:+.2f}] over {correlation.n} settings (the claim: {claim})."
     )

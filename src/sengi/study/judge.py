@@ -29,8 +29,9 @@ from typing import Literal
 from sengi.study.margins import Margins, calibrate
 from sengi.study.signals import MIN_STEPS, History, Signals, signals_at
 
-State = Literal["wait", "keep", "slow", "suspect", "spared", "advise", "audit", "stop"]
-CONDEMNED = ("advise", "audit", "stop")  # the states of a run that leaves the field
+State = Literal["wait", "keep", "slow", "suspect", "spared", "advise", "audit", "late", "stop"]
+LARGEST_CHANGE = 10.0  # logarithm of a ratio, 22,000 times: more says nothing to a reader
+CONDEMNED = ("advise", "audit", "late", "stop")  # the states of a run that leaves the field
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Verdict:
         run, check: name, and samples seen.
         state: ``wait`` (cannot be judged yet), ``keep``, ``slow`` (learns too little to be compared), ``suspect``
             (worse on both signals, not often enough), ``spared`` (condemned, but among the last), ``advise``,
-            ``audit`` or ``stop`` (condemned, by mode).
+            ``audit`` or ``stop`` (condemned, by mode), ``late`` (condemned in hindsight: runs on).
         reason: one sentence.
         loss, grad_norm: signals at the check; ``corrected_norm`` without noise.
         reference: the run it was compared with, or empty.
@@ -219,13 +220,18 @@ def _verdict(
     higher, lower = norm_gap > verdict.norm_margin, loss_gap > verdict.loss_margin
     kind = "gradient norm without noise" if corrected else "gradient norm"
     numbers = (
-        f"{kind} {math.expm1(norm_gap):+.1%} (chance {math.expm1(verdict.norm_margin):.1%}) and loss {-loss_gap:+.4f} "
+        f"{kind} {_change(norm_gap)} (chance {_change(verdict.norm_margin, sign='')}) and loss {-loss_gap:+.4f} "
         f"(chance {verdict.loss_margin:.4f}) against {best}; margins from {margins.source}"
     )
     if higher and lower:
         return replace(verdict, state="suspect", reason=f"worse on both signals at {check:,} samples: {numbers}")
     word = "the signals disagree" if higher or lower else "within chance of the best, or better"
     return replace(verdict, reason=f"kept at {check:,} samples, {word}: {numbers}")
+
+
+def _change(logarithm: float, sign: str = "+") -> str:
+    """The logarithm of a ratio as a change in percent; two seeds with hardly a gradient make ratios no float holds."""
+    return f"{math.expm1(logarithm):{sign}.1%}" if logarithm < LARGEST_CHANGE else "beyond measure"
 
 
 def _slow(pair: tuple[History, Signals], check: int, pace: float, settings: JudgeSettings) -> Verdict:
@@ -262,6 +268,27 @@ def _sentence(verdict: Verdict, settings: JudgeSettings, spared: bool) -> Verdic
             verdict, state="audit", reason=f"condemned and run on to measure the cost, {row}: {verdict.reason}"
         )
     return replace(verdict, state="stop", reason=f"stopped, {row}: {verdict.reason}")
+
+
+def without_hindsight(
+    verdicts: Iterable[Verdict], before: Mapping[str, float], now: Mapping[str, float], settings: JudgeSettings
+) -> list[Verdict]:
+    """Turn stops into ``late`` where the run has left the check behind: hindsight stops nobody.
+
+    A run can be stopped at a check that it reached since the judge was asked last, and until it reaches the next one.
+
+    Args:
+        verdicts: of :func:`judge`.
+        before: samples that each run had seen when the judge was asked last; infinite for runs that are over.
+        now: samples that each has seen now.
+        settings: of the judge.
+    """
+    return [
+        replace(v, state="late", reason=f"condemned too late to be stopped, {v.reason.removeprefix('stopped, ')}")
+        if v.state == "stop" and before[v.run] >= v.check and now[v.run] >= v.check + settings.check_samples
+        else v
+        for v in verdicts
+    ]
 
 
 def is_audited(name: str, share: float) -> bool:

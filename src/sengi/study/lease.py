@@ -30,5 +30,5 @@ def holder(run: Run) -> str:
     status = read_mapping(run.folder / "status.json")
     age = time.time() - float(status.get("heartbeat", 0))
     if status.get("state") == "running" and status.get("host") != socket.gethostname() and age < EXPIRES:
-        return f"{run.folder}: {status.get('host')} trains it, heartbeat {age:.0f} seconds ago"
+        return f"{run.folder}: {status.get('host')} trains it, or died less than {EXPIRES:.0f} seconds ago"
     return ""

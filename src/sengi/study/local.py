@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from sengi.study.study_file import Executor
 
 LOG = "train.log"  # in the run folder: what the training printed
 TAIL = 64 << 10  # bytes of it that are searched for the cause of a failure
+PATIENCE = 600  # seconds torchrun lets a stop take; by default it kills a save after 30
+LAUNCHER = re.compile(r"SignalException: Process \d+ got signal: (\d+)")  # torchrun was sent one: it exits with 1
 
 
 class LocalExecutor:
@@ -43,7 +46,7 @@ class LocalExecutor:
         self._threads = max(1, len(os.sched_getaffinity(0)) // (parallel * needed))
         self._slots: dict[int, list[str]] = {n: gpus[n * needed : (n + 1) * needed] for n in range(parallel)}
         self._running: dict[str, tuple[subprocess.Popen[bytes], int, list[str]]] = {}
-        self._folders: dict[str, Path] = {}
+        self._logs: dict[str, tuple[Path, int]] = {}  # and where what an attempt prints begins
 
     @property
     def free(self) -> int:
@@ -60,13 +63,14 @@ class LocalExecutor:
         if self._processes > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._processes}"]
             training = launcher + training
+            environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
         command = [sys.executable, "-m", "sengi.study.worker", str(os.getpid()), sys.executable, *training]
         with (run.folder / LOG).open("ab") as log:
+            self._logs[run.name] = run.folder / LOG, log.tell()
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
         self._running[run.name] = process, slot, gpus
-        self._folders[run.name] = run.folder
 
     def stop(self, run: Run) -> None:
         """SIGTERM: the training saves, and exits with 3."""
@@ -81,7 +85,7 @@ class LocalExecutor:
             if code is not None:
                 del self._running[name]
                 self._slots[slot] = gpus
-                done[name] = Ended(code, failure_cause(self._folders[name] / LOG, code))
+                done[name] = ended_as(code, *self._logs[name])
         return done
 
 
@@ -96,18 +100,26 @@ def visible_gpus() -> list[str]:
     return [name for name in names if name][: torch.cuda.device_count()]
 
 
-def failure_cause(log: Path, code: int) -> str:
-    """Why a training ended: its last error line, or what its exit code says; empty for success."""
+def ended_as(code: int, log: Path, begin: int) -> Ended:
+    """How a training ended: by its last error line, or what its exit code says; without a cause for success.
+
+    Args:
+        code: of its process; that of a torchrun that was stopped by a signal becomes the signal's.
+        log: what it printed, behind ``begin`` bytes of earlier attempts.
+    """
     if code == 0:
-        return ""
-    text = b""
-    if log.exists():
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL))
-            text = file.read()
-    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip()]
+        return Ended(code, "")
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - TAIL))
+        text = file.read().decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines()]
     errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    if code < 0:
-        name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
-        return f"killed by {name}" + (" (by hand, or the machine ran out of memory)" if code == -signal.SIGKILL else "")
-    return errors[-1] if errors else f"exit code {code}; see {log}"
+    if code > 0 and (launcher := LAUNCHER.search(text)):
+        code = -int(launcher[1])
+    elif code < 0:
+        errors = []
+    if code > 0 or errors:
+        return Ended(code, errors[-1] if errors else f"exit code {code}; see {log}")
+    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else f"signal {-code}"
+    hand = " (by hand, or the machine ran out of memory)" if code == -signal.SIGKILL else ""
+    return Ended(code, f"killed by {name}{hand}")

@@ -67,7 +67,7 @@ def calibrate(runs: Mapping[str, tuple[History, Signals]], corrected: bool, conf
             norm=_pooled_sd([[run.log_norm(corrected) for run in group] for group in groups], freedom),
             quantile=float(t_quantile((1 + confidence) / 2, freedom)),
             by_seeds=True,
-            source=f"{len(groups)} settings with repeated seeds",
+            source=f"{len(groups)} setting{'' if len(groups) == 1 else 's'} with repeated seeds",
         )
     signals_of = [signals for _, (_, signals) in sorted(runs.items())]
     return Margins(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sengi import storage
-from sengi.errors import StorageError
+from sengi.errors import InputError, StorageError
 from sengi.evaluate.run_evaluations import FOLDER
 from sengi.recipe import Recipe
+from sengi.recipe_sources import nearest
 from sengi.statistics.gradient_noise import noise_part
 from sengi.study.signals import History
 
@@ -134,6 +136,30 @@ def final_score(folder: Path, objective: str) -> Point:
         scored = ", ".join(sorted(_scores(folder))) or "nothing"
         raise StorageError(f"{folder}: has no score of '{objective}' after its last step; it scored {scored}")
     return points[-1]
+
+
+def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool | None:
+    """Whether a run scores the objective at all, as soon as its base model has been scored; None before.
+
+    Args:
+        folder: the run folder.
+        objective: as in :func:`objective_points`.
+        kinds: of scores that the recipe asks for: ``questions``, ``tasks``.
+
+    Raises:
+        InputError: it does not; names the scores there are.
+    """
+    if objective == "heldout_loss":
+        return True
+    if not all((folder / FOLDER / f"step-{0:08d}-{kind}.json").is_file() for kind in kinds):
+        return None
+    if not objective_points(folder, objective):
+        known = sorted(_scores(folder))
+        raise InputError(
+            f"objective '{objective}' is no score of these runs, which have {', '.join(known)}"
+            f"{nearest(objective, known)}; correct the study file"
+        )
+    return True
 
 
 def _scores(folder: Path) -> set[str]:

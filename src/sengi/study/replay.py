@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from sengi.errors import InputError
-from sengi.study.judge import JudgeSettings, judge
+from sengi.study.judge import JudgeSettings, judge, without_hindsight
 from sengi.study.recording import Point
 from sengi.study.signals import History, signals_at
 
@@ -114,15 +114,15 @@ def _judge_all(order: Sequence[Recording], settings: JudgeSettings) -> Stops:
 
 
 def _judge_in_turn(order: Sequence[Recording], settings: JudgeSettings) -> Stops:
-    """Each run against those before it; what it was told about them in hindsight stops nobody."""
+    """Each run against those before it, which are over: what is said about them in hindsight stops nobody."""
     before: list[History] = []
     stops: Stops = {}
     for recording in order:
+        name, over = recording.history.name, {run.name: math.inf for run in before}
         verdicts = judge([*before, recording.history], settings)
-        name = recording.history.name
-        if stop := next((v.check for v in verdicts if v.run == name and v.state == "stop"), None):
-            stops[name] = stop
-        before.append(replace(recording.history, stopped_at=stop))
+        said = without_hindsight(verdicts, over | {name: 0}, over | {name: recording.samples}, settings)
+        stops |= {v.run: v.check for v in said if v.state == "stop"}
+        before.append(replace(recording.history, stopped_at=stops.get(name)))
     return stops
 
 

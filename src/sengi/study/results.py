@@ -25,6 +25,7 @@ from sengi.study.signals import History
 from sengi.study.space import Run, grid, known_points, runs_of, settings_text
 from sengi.study.study_file import StudyFile, StudyRequest, read_study
 from sengi.study.verdicts import FILE as VERDICTS
+from sengi.study.verdicts import last_words
 from sengi.study.watched import OUTCOME
 
 MATCHES = 1e-6  # a group's score is recognised by its value; results files keep all digits
@@ -40,7 +41,7 @@ class RunResult:
         recipe: its resolved recipe.
         state: ``finished``, ``stopped`` (by the judge), ``failed``, ``running``, ``unfinished`` or ``waiting`` (not
             begun).
-        reason: why it failed or was stopped, or why a finished run has no score.
+        reason: why it failed, was stopped or waits, or why a finished run has no score.
         score: the objective after its last step; None for runs that are not finished.
         evaluations: of the objective, by rising samples seen, 0 being the untouched model.
         items: single results behind the score, by question or held-out conversation; empty where none were saved.
@@ -79,7 +80,8 @@ class RunResult:
     @property
     def verdict(self) -> tuple[str, str]:
         """State and reason of the judge's last word on it; empty without one."""
-        return (str(self.verdicts[-1]["state"]), str(self.verdicts[-1]["reason"])) if self.verdicts else ("", "")
+        word = last_words(self.verdicts).get(self.name)
+        return (word.state, word.reason) if word is not None else ("", "")
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,13 @@ def read_results(folder: Path) -> StudyResults:
     request = read_study(folder / REQUEST)
     file, summary = request.file, read_mapping(folder / SUMMARY)
     rows = summary.get("runs")
-    states = {row["name"]: row["state"] for row in rows} if isinstance(rows, list) else {}
+    listed = {row["name"]: row for row in rows} if isinstance(rows, list) else {}
     verdicts = storage.read_lines(folder / VERDICTS)
     runs = []
     for point, settings in sorted(_points(file, folder).items()):
         for run in runs_of(file, point, settings, folder):
             said = tuple(line for line in verdicts if line["run"] == run.name)
-            runs.append(_read_run(run, request, said, str(states.get(run.name, ""))))
+            runs.append(_read_run(run, request, said, listed.get(run.name, {})))
     return StudyResults(
         folder=folder,
         objective=file.objective,
@@ -175,8 +177,10 @@ def _points(file: StudyFile, folder: Path) -> dict[int, dict[str, Any]]:
     return dict(enumerate(grid(file), start=1))
 
 
-def _read_run(run: Run, request: StudyRequest, verdicts: Sequence[dict[str, Any]], listed: str) -> RunResult:
-    """One run; ``listed`` is its state in study.json."""
+def _read_run(
+    run: Run, request: StudyRequest, verdicts: Sequence[dict[str, Any]], listed: Mapping[str, Any]
+) -> RunResult:
+    """One run; ``listed`` is its row in study.json."""
     objective = request.file.objective
     values = read_mapping(run.request) or request.run_values(run.settings, run.seed, run.folder)
     recipe = resolve_recipe(values=values).recipe
@@ -219,14 +223,17 @@ def _read_run(run: Run, request: StudyRequest, verdicts: Sequence[dict[str, Any]
     )
 
 
-def _state(outcome: Mapping[str, Any], status: Mapping[str, Any], listed: str, begun: bool) -> tuple[str, str]:
+def _state(
+    outcome: Mapping[str, Any], status: Mapping[str, Any], listed: Mapping[str, Any], begun: bool
+) -> tuple[str, str]:
     if outcome.get("state") in ("finished", "stopped", "failed"):
         return str(outcome["state"]), str(outcome.get("reason", ""))
     if status.get("state") == "finished":
         return "finished", ""
-    if listed in ("running", "stopping"):
+    if listed.get("state") in ("running", "stopping"):
         return "running", ""
-    return ("unfinished" if begun else "waiting"), ""
+    waits = str(listed.get("reason", "")) if listed.get("state") == "waiting" else ""
+    return ("unfinished" if begun else "waiting"), waits
 
 
 def _devices(folder: Path) -> tuple[int, str, int]:
@@ -270,8 +277,8 @@ def _candidates(saved: SavedSamples, task: str, metric: str) -> list[Items]:
     """What may lie behind a score: a task's questions; those of a group, weighing the same or by task."""
     leaves = [task] if task in saved.tasks else saved.groups.get(task, [])
     found = []
-    names = [metric] if metric else list(dict.fromkeys(n for leaf in leaves for n in saved.tasks[leaf].metrics))
-    for name in names:
+    names = dict.fromkeys(n for leaf in leaves for n in saved.tasks[leaf].metrics)
+    for name in [n for n in names if not metric or metric in (n, n.partition(",")[0])]:
         parts = {leaf: saved.tasks[leaf].metrics[name] for leaf in leaves if name in saved.tasks[leaf].metrics}
         for by_task in (False, True):
             items: Items = {}

@@ -18,13 +18,13 @@ from sengi.errors import InputError, SengiError, StoppedByRequest
 from sengi.recipe_sources import read_yaml
 from sengi.study.database import Database, Result
 from sengi.study.executor import executor_for
-from sengi.study.judge import CONDEMNED, judge
+from sengi.study.judge import CONDEMNED, judge, without_hindsight
 from sengi.study.lease import holder
 from sengi.study.run_executor import RunExecutor
 from sengi.study.space import SETTINGS, grid, known_points, runs_of
 from sengi.study.study_file import Executor, StudyRequest
 from sengi.study.verdicts import VerdictLog
-from sengi.study.watched import Watched
+from sengi.study.watched import State, Watched
 from sengi.train.stopping import StopRequest
 
 POLL = 0.5  # seconds between looks at the runs
@@ -120,7 +120,7 @@ class Scheduler:
         self.settings = request.file.judge_settings()
         self.runs: dict[str, Watched] = {}
         self._shown: Rows = []
-        self._seen_samples: dict[str, int] = {}
+        self._reached: dict[str, tuple[State, int]] = {}  # run -> state, checks
         points = known_points(self.folder, self.file.space)
         if not self.file.searched:
             points = dict(enumerate(grid(self.file), start=1))
@@ -142,20 +142,28 @@ class Scheduler:
         while True:
             self._judge()
             self._collect()
-            self._start()
+            if not self._asked_to_stop():
+                self._start()
             self._publish("running")
             if all(watched.ended for watched in self.runs.values()) and not self._next_point():
                 break
-            if self.stop.reason or any((place / STOP).exists() for place in self.request.stop_places):
+            if self._asked_to_stop():
                 self._stop_all()
             time.sleep(POLL)
         self._publish("finished")
         return self._shown
 
+    def _asked_to_stop(self) -> bool:
+        return bool(self.stop.reason) or any((place / STOP).exists() for place in self.request.stop_places)
+
     def _add_point(self, point: int, settings: dict[str, Any]) -> None:
         for run in runs_of(self.file, point, settings, self.folder):
             recipe = self.request.run_values(settings, run.seed, run.folder)
-            self.runs[run.name] = Watched(run, recipe, self.file.objective)
+            watched = self.runs[run.name] = Watched(run, recipe, self.file.objective)
+            word = self.log.newest.get(run.name)
+            may_stop = self.settings is not None and self.settings.mode == "terminate"
+            if may_stop and watched.state == "waiting" and word is not None and word.state == "stop":
+                watched.condemn(word.check, word.reason)  # the study died, or its training, before it had ended
 
     def _next_point(self) -> bool:
         """Ask the sampler for another point, where there is one to ask for."""
@@ -174,13 +182,21 @@ class Scheduler:
 
     def _start(self) -> None:
         """Fill the executor with runs, in order; of those that begin at once, one builds the token store of all."""
+        self._note_holders([w for w in self.runs.values() if w.state == "waiting" and w.reason])
         while self.executor.free > 0:
-            waiting = [w for w in self.runs.values() if w.state == "waiting" and not holder(w.run)]
-            if not waiting:
-                if any(w.state == "waiting" for w in self.runs.values()) or not self._next_point():
-                    return  # somebody else trains it: look again later
-                continue
-            self._begin(waiting[0])
+            waiting = [w for w in self.runs.values() if w.state == "waiting"]
+            self._note_holders(waiting)
+            if ready := [w for w in waiting if not w.reason]:
+                self._begin(ready[0])
+            elif waiting or not self._next_point():
+                return  # somebody else trains it: look again later
+
+    def _note_holders(self, waiting: list[Watched]) -> None:
+        """Say of runs that wait who else trains them."""
+        for watched in waiting:
+            before, watched.reason = watched.reason, holder(watched.run)
+            if watched.reason and not before:
+                self.observer.message(f"run {watched.run.name} waits: {watched.reason}")
 
     def _begin(self, watched: Watched) -> None:
         run = watched.run
@@ -188,14 +204,16 @@ class Scheduler:
         storage.write_json(run.folder / SETTINGS, run.settings)
         storage.write_json(run.request, watched.recipe)
         self._index(lambda: self.database.add(run.point, run.settings))
+        watched.begin()
         self.executor.start(run)
-        watched.state, watched.reason = "running", ""
 
     def _collect(self) -> None:
-        """Note which trainings ended and how."""
+        """Note which trainings ended and how; all of them end where the objective is none of their scores."""
+        for watched in self.runs.values():
+            watched.check_objective()
         for name, ended in self.executor.ended().items():
             watched = self.runs[name]
-            watched.end(ended.code, ended.cause)
+            watched.end(ended.code, ended.cause, self._asked_to_stop())
             if watched.state == "failed":
                 self.observer.message(f"run {name} failed: {watched.reason}")
             elif watched.state == "stopped" and watched.stopped_at is None:
@@ -215,20 +233,29 @@ class Scheduler:
         return Result("pruned" if any(watched.state == "stopped" for watched in runs) else "fail")
 
     def _judge(self) -> None:
-        """Hear the judge where a run reached new samples, and stop whom it condemned."""
-        samples = {name: records[-1]["samples_seen"] for name, w in self.runs.items() if (records := w.dynamics.read())}
-        if self.settings is None or samples == self._seen_samples:
+        """Hear the judge where a run began or reached another check, and stop whom it condemned."""
+        if self.settings is None:
             return
-        self._seen_samples = samples
+        every, last = self.settings.check_samples, self.settings.early_samples
+        seen = {name: watched.samples_seen for name, watched in self.runs.items()}
+        reached = {n: (self.runs[n].state, min(samples, last) // every) for n, samples in seen.items() if samples}
+        if reached == self._reached:  # verdicts at a check know nothing after it, and a poll must cost little
+            return
+        self._reached = reached
         verdicts = judge([watched.history() for watched in self.runs.values()], self.settings)
-        told = {name for name, (state, _) in self.log.newest.items() if state in CONDEMNED}
-        for verdict in self.log.add([v for v in verdicts if self.runs[v.run].state == "running"]):
-            watched = self.runs[verdict.run]
+        running = {name: watched for name, watched in self.runs.items() if watched.state == "running"}
+        before = {name: watched.heard for name, watched in running.items()}
+        told = {name for name, word in self.log.newest.items() if word.state in CONDEMNED}
+        said = without_hindsight([v for v in verdicts if v.run in running], before, seen, self.settings)
+        for verdict in self.log.add(said):
             if verdict.state in CONDEMNED and verdict.run not in told:
                 told.add(verdict.run)
                 self.observer.message(f"run {verdict.run}: {verdict.reason}")
-            if verdict.state == "stop":
-                watched.state, watched.reason, watched.stopped_at = "stopping", verdict.reason, verdict.check
+        for name, watched in running.items():
+            watched.heard = seen[name]
+            word = self.log.newest.get(name)
+            if self.settings.mode == "terminate" and word is not None and word.state == "stop":
+                watched.state, watched.reason, watched.stopped_at = "stopping", word.reason, word.check
                 self.executor.stop(watched.run)
 
     def _stop_all(self) -> None:

@@ -61,7 +61,8 @@ class Signals:
         loss: median over the window, nats; ``grad_norm`` likewise, as logged.
         corrected: median of the squared norm without its noise; NaN where noise was not measured. It may be
             negative: then noise is all that was seen.
-        progress: how far the loss fell since the run began, nats; ``progress_error`` is what chance explains of it.
+        progress: how far the loss fell since the run began, nats, not counting a rise right after its first step;
+            ``progress_error`` is what chance explains of it.
         loss_residuals: around the window's trend, times the root of the batch size: nats of one sample, shape (steps,).
         norm_residuals: of the norm, relative to it; ``corrected_residuals`` of the corrected norm.
         steps: in the window; ``samples`` in them.
@@ -113,12 +114,16 @@ def signals_at(history: History, check: int, window: float, warm: int) -> Signal
     grad_norm, corrected = float(np.median(norm[inside])), float(np.median(squares)) if len(squares) else math.nan
     begun, window_loss = max(1, int((seen <= BASE_SHARE * check).sum())), float(np.median(loss[inside]))
     error = math.sqrt((MEDIAN_ERROR**2 / steps + 1 / begun) / history.batch_size)
+    sd = robust_sd([loss_residuals])
+    # a rate that is too high throws the loss up at once: falling back from there is no learning, and the first step
+    # alone is the loss of the model that all began with
+    start = min(float(loss[:begun].mean()), float(loss[0]) + CHANCE * sd / math.sqrt(history.batch_size))
     return Signals(
         loss=window_loss,
         grad_norm=grad_norm,
         corrected=corrected,
-        progress=float(loss[:begun].mean()) - window_loss,
-        progress_error=CHANCE * robust_sd([loss_residuals]) * error,
+        progress=start - window_loss,
+        progress_error=CHANCE * sd * error,
         loss_residuals=loss_residuals,
         norm_residuals=residuals(seen[inside], norm[inside]) / max(grad_norm, TINY),
         corrected_residuals=residuals(places, squares) / (2 * max(corrected, TINY)) if len(squares) else squares,

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from sengi.errors import RecipeError
 from sengi.recipe import Recipe, Strict
 from sengi.recipe_sources import nearest, read_yaml, resolve_recipe
+from sengi.statistics.metrics import is_higher_better
 from sengi.study.dimensions import Range, ScaledEntry, Space, check_phases, check_spaces, recipe_values, trial_points
 from sengi.study.judge import JudgeSettings
 from sengi.study.study_presets import check_preset
@@ -104,16 +105,23 @@ class StudyFile(Strict):
     @property
     def minimize(self) -> bool:
         """Whether a lower score is better."""
-        return any(word in self.objective for word in ("loss", "perplexity"))
+        return self.objective == "heldout_loss" or not is_higher_better(self.objective.rpartition("/")[2])
+
+    def early_window(self) -> tuple[int, int]:
+        """Samples between checks, and those after which there is none."""
+        asked = self.early_termination
+        check = asked.check_samples or max(1, round(CHECK_SHARE * self.budget_samples))
+        return check, asked.early_samples or max(1, round(EARLY_SHARE * self.budget_samples))
 
     def judge_settings(self) -> JudgeSettings | None:
         """How the judge is to work, or None where it is off."""
         asked = self.early_termination
         if asked.mode == "off":
             return None
+        check, early = self.early_window()
         return JudgeSettings(
-            check_samples=asked.check_samples or max(1, round(CHECK_SHARE * self.budget_samples)),
-            early_samples=asked.early_samples or round(EARLY_SHARE * self.budget_samples),
+            check_samples=check,
+            early_samples=early,
             mode=asked.mode,
             audit=asked.audit,
             min_survivors=asked.min_survivors,
@@ -248,6 +256,12 @@ def _check_together(file: StudyFile, places: Mapping[str, str]) -> None:
         raise RecipeError(f"{place}: the space has a range; add num_trials, the points to search")
     if not file.searched and file.num_trials is not None:
         raise RecipeError(f"{places['num_trials']}: num_trials is for ranges, but this space is a grid; remove it")
+    check, early = file.early_window()
+    if check > (end := min(early, file.budget_samples)):
+        raise RecipeError(
+            f"{places['early_termination']}: early_termination checks every {check:,} samples, but its window ends at "
+            f"{end:,}, so nothing would be checked; lower check_samples"
+        )
     if len(set(file.seeds)) < len(file.seeds):
         raise RecipeError(f"{places['seeds']}: a seed is listed twice; it would be the same run")
     if file.storage is not None and not file.storage.startswith("postgresql"):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sengi import storage
 from sengi.errors import StorageError
 from sengi.recipe_sources import resolve_recipe
-from sengi.study.recording import Dynamics, Point, final_score, history, method, read_mapping
+from sengi.study.recording import Dynamics, Point, final_score, has_objective, history, method, read_mapping
 from sengi.study.signals import History
 from sengi.study.space import Run, settings_text
+from sengi.study.verdicts import Word
 from sengi.train.alarms import Alarm
 
 OUTCOME = "outcome.json"  # in the run folder: how the run ended, in the study's words
+BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # codes of such a death
 State = Literal["waiting", "running", "stopping", "finished", "stopped", "failed"]
 
 
@@ -26,8 +29,9 @@ class Watched:
         run: what it is; ``recipe`` its keys and values.
         objective: of the study.
         state: ``stopping`` is asked to save, ``stopped`` was ended by the judge or an alarm.
-        reason: why it failed or was stopped.
+        reason: why it failed or was stopped, or who else trains a run that waits.
         stopped_at: check of the verdict that stopped it.
+        heard: samples it had seen when it was started, or the judge was asked last.
         score: of the last step, once it finished.
     """
 
@@ -37,13 +41,17 @@ class Watched:
     state: State = "waiting"
     reason: str = ""
     stopped_at: int | None = None
+    heard: int = 0
     score: Point | None = None
     dynamics: Dynamics = field(init=False)
+    _found: dict[str, Any] = field(init=False, default_factory=dict)  # status.json before this session's training
 
     def __post_init__(self) -> None:
         self.dynamics = Dynamics(self.run.folder)
         recipe = resolve_recipe(values=dict(self.recipe)).recipe
-        self._method = method(recipe)
+        self._method, self._scored = method(recipe), False
+        asked = {"questions": recipe.eval_questions, "tasks": recipe.eval_tasks}
+        self._kinds = [kind for kind, wanted in asked.items() if wanted]
         self._batch, self._warmup = recipe.effective_batch_size, recipe.warmup_count(int(self.recipe["max_steps"]))
         self._restore()
 
@@ -52,37 +60,73 @@ class Watched:
         """Whether nothing is to be done for this run in this session."""
         return self.state in ("finished", "stopped", "failed")
 
+    @property
+    def samples_seen(self) -> int:
+        """Samples it trained on."""
+        records = self.dynamics.read()
+        return int(records[-1]["samples_seen"]) if records else 0
+
     def _restore(self) -> None:
         """The state that an earlier session left; a failed run is tried again, an unfinished one continues."""
         outcome = read_mapping(self.run.folder / OUTCOME)
         if outcome.get("state") == "stopped":
             self.state, self.reason = "stopped", str(outcome.get("reason", ""))
             self.stopped_at = outcome.get("check")
-        elif self._status() == "finished":  # perhaps the study was killed before it could note that
+        elif self._status().get("state") == "finished":  # perhaps the study was killed before it could note that
             self.finish()
         elif alarm := self._alarm():
             self._conclude("stopped", alarm.sentence)
 
-    def _status(self) -> str:
-        return str(read_mapping(self.run.folder / "status.json").get("state", ""))
+    def begin(self) -> None:
+        """Note that its training is about to start; how an earlier one ended is history."""
+        (self.run.folder / OUTCOME).unlink(missing_ok=True)
+        self._found = read_mapping(self.run.folder / "status.json")
+        self.state, self.reason, self.heard = "running", "", self.samples_seen
+
+    def condemn(self, check: int, reason: str) -> None:
+        """Stop a run that waits: the judge had said so, and the study died before the training ended."""
+        self.stopped_at = check
+        self._conclude("stopped", reason)
+
+    def _status(self) -> dict[str, Any]:
+        """status.json of this session's training; what an earlier one left says nothing of this one."""
+        status = read_mapping(self.run.folder / "status.json")
+        return {} if status == self._found else status
 
     def _alarm(self) -> Alarm | None:
         """The alarm that stopped it, where its recipe says ``on_alarm: stop``; asked to continue, it would go on."""
-        status = read_mapping(self.run.folder / "status.json")
+        status = self._status()
         return Alarm(**status["alarm"]) if status.get("state") == "stopped" and status.get("alarm") else None
 
-    def end(self, code: int, cause: str) -> None:
-        """Note that its process ended: finished, stopped by the judge or an alarm, to be continued, or failed."""
-        if code == 0 or self._status() == "finished":
+    def end(self, code: int, cause: str, asked: bool) -> None:
+        """Note that its process ended: finished, stopped by the judge or an alarm, to be continued, or failed.
+
+        Args:
+            code: of its process; ``cause`` its last error.
+            asked: whether the whole study was asked to stop.
+        """
+        state = self._status().get("state")
+        stopped = code == 3 or state == "stopped"
+        early = code in BY_SIGNAL and state != "failed"  # the signal came before anything in it could catch one
+        if code == 0 or state == "finished":
             self.finish()
-        elif self.state == "stopping" and (code == 3 or self._status() == "stopped"):
+        elif self.state == "stopping" and (stopped or early):
             self._conclude("stopped", self.reason)
         elif alarm := self._alarm():
             self._conclude("stopped", alarm.sentence)
-        elif code == 3 or self._status() == "stopped":
-            self.state = "waiting"  # asked to stop with the whole study: the next call continues it
+        elif stopped or (asked and early):
+            self.state = "waiting"  # the next call continues it
         else:
             self._conclude("failed", cause)
+
+    def check_objective(self) -> None:
+        """Find out whether it will have a score, once its base model has been scored.
+
+        Raises:
+            InputError: it will not; no run of the study would.
+        """
+        if self.state == "running" and not self._scored:
+            self._scored = bool(has_objective(self.run.folder, self.objective, self._kinds))
 
     def finish(self) -> None:
         """Read the score; a finished run without one has failed its purpose, and says what it scored instead."""
@@ -105,11 +149,11 @@ class Watched:
         records = self.dynamics.read()
         return history(self.run.name, text, records, self._batch, self._warmup, self.stopped_at, self._method)
 
-    def row(self, verdict: tuple[str, str] | None) -> dict[str, Any]:
+    def row(self, verdict: Word | None) -> dict[str, Any]:
         """Its entry in study.json.
 
         Args:
-            verdict: state and reason of the judge's last word on it.
+            verdict: the judge's last word on it.
         """
         records = self.dynamics.read()
         last = records[-1] if records else {}
@@ -121,11 +165,11 @@ class Watched:
             "seed": self.run.seed,
             "state": self.state,
             "reason": self.reason,
-            "verdict": verdict[0] if verdict is not None else None,
-            "verdict_reason": verdict[1] if verdict is not None else "",
+            "verdict": verdict.state if verdict is not None else None,
+            "verdict_reason": verdict.reason if verdict is not None else "",
             "score": score.value if score is not None else None,
             "interval": interval,
-            "samples_seen": int(last.get("samples_seen", 0)),
+            "samples_seen": self.samples_seen,
             "seconds": sum(float(record["step_seconds"]) for record in records),
             "loss": last.get("loss"),
             "grad_norm": last.get("grad_norm"),

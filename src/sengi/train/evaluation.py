@@ -31,6 +31,7 @@ from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.evaluate.run_evaluations import read_tasks
 from sengi.evaluate.suite import fingerprint
 from sengi.evaluate.tasks import evaluate_questions
+from sengi.inference.vllm_engine import without_vllm
 from sengi.train.background import Background, Job
 from sengi.train.checkpoint import PREFIX
 from sengi.train.patience import on_first_patiently
@@ -38,6 +39,7 @@ from sengi.train.run_context import RunContext
 from sengi.train.run_folder import has_begun
 from sengi.train.run_plan import QUEUE
 from sengi.train.schedule import evaluation_is_due
+from sengi.train.setup import Setup
 from sengi.train.undisturbed import undisturbed
 
 POLL = 0.2  # seconds between looks at the second process where nothing else is to do
@@ -51,13 +53,8 @@ class Evaluations:
     """
 
     def __init__(self, run: RunContext) -> None:
-        self.setup, self.world, self.observer, self.stop, self.folder = (
-            run.setup,
-            run.world,
-            run.observer,
-            run.stop,
-            run.folder,
-        )
+        self._run = run
+        self.world, self.observer, self.stop, self.folder = run.world, run.observer, run.stop, run.folder
         self.recipe, self.suite = run.setup.resolved.recipe, run.setup.suite
         self.failed: dict[int, str] = {}
         self._remarks: set[str] = set()
@@ -66,6 +63,11 @@ class Evaluations:
             self._data = str(run.world.on_first(lambda: fingerprint(suite)))
             if run.world.first and self.recipe.eval_process == "second":
                 self._second = Background(run.folder.path, suite, self._data, max(1, torch.get_num_threads() // 2))
+
+    @property
+    def setup(self) -> Setup:
+        """Recipe, store, order, and the plan as it is now."""
+        return self._run.setup
 
     def is_due(self, step: int) -> bool:
         """Whether ``step`` is an evaluation point."""
@@ -114,7 +116,8 @@ class Evaluations:
             model = self._model(step)
             found = evaluate_questions(model, files, progress=self._progress(step))
             result = self._result(step, str(model), digest, found.seconds, found.scores)
-            self.folder.write_evaluation(step, "questions", result, found.items)
+            self.folder.write_evaluation(step, "questions", result | {"excluded": found.excluded}, found.items)
+            self._remark([], found.excluded)
             return found.scores
 
         if scores := self._patiently(score):
@@ -169,7 +172,7 @@ class Evaluations:
             return []
         begun = has_begun(self.folder.path)
         try:
-            with undisturbed():
+            with undisturbed(), without_vllm():
                 model, progress = self._model(step), self._progress(step)
                 found = score_step(self.folder.path, step, model, self.suite, self._data, progress)
         except (StorageError, StoppedByRequest):

@@ -154,7 +154,7 @@ class Forecaster:
             sharing=self.sharing,
             device=self.world.device,
             resident=self.resident,
-            copied=self.recipe.save_in_background and self._saves_on_the_way(),
+            copied=self._exported() if self.recipe.save_in_background and self._saves_on_the_way() else None,
             available=self.available,
         )
 
@@ -174,6 +174,11 @@ class Forecaster:
                     if tokens > largest[0]:
                         largest = (tokens, store.lengths[members].tolist(), int(store.supervised[members].sum()))
         return largest[1], largest[2], later
+
+    def _exported(self) -> int:
+        """Bytes of the weights of a checkpoint's files, where they are no part of its state (train/snapshot.py)."""
+        size = 4 if self.recipe.use_peft or self.autocast is None else self.autocast.itemsize
+        return 0 if self.world.size == 1 and size == 4 else self._sizes().trained * size
 
     def _saves_on_the_way(self) -> bool:
         """Whether a checkpoint is saved before the last step; for that one training is over."""

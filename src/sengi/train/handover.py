@@ -24,8 +24,8 @@ from torch import nn
 from sengi import storage
 from sengi.data.phases import Phase
 from sengi.errors import CheckpointError, InputError, RecipeError, SengiError
-from sengi.evaluate.metrics import is_higher_better
 from sengi.evaluate.run_evaluations import read_evaluation, read_tasks
+from sengi.statistics.metrics import is_higher_better
 from sengi.train.checkpoint import PREFIX
 from sengi.train.evaluation import Evaluations
 from sengi.train.run_context import RunContext

@@ -24,6 +24,7 @@ from sengi.train.out_of_memory import MemoryGuard, StepOutOfMemory, does_not_fit
 from sengi.train.record import Recorder
 from sengi.train.run_context import RunContext
 from sengi.train.schedule import save_is_due
+from sengi.train.setup import Setup
 from sengi.train.sharding import reduces_each_micro_batch
 from sengi.train.snapshot import reshard
 from sengi.train.step import run_step
@@ -56,13 +57,8 @@ class Loop:
         files: dict[str, bytes],
         autocast: torch.dtype | None,
     ) -> None:
-        self.setup, self.world, self.observer, self.stop, self.folder = (
-            run.setup,
-            run.world,
-            run.observer,
-            run.stop,
-            run.folder,
-        )
+        self._run = run
+        self.world, self.observer, self.stop, self.folder = run.world, run.observer, run.stop, run.folder
         self.evaluations, self.handover = evaluations, handover
         self.model, self.optimizer, self.files, self.autocast = model, optimizer, files, autocast
         self.recipe = self.setup.resolved.recipe
@@ -76,6 +72,11 @@ class Loop:
         self.alarms = AlarmWatch(planned, on_alarm, self.world, self.folder, self.observer)
         background = self.recipe.save_in_background
         self.saver = Saver(self.folder.path, self.world, self.observer, background, self._published)
+
+    @property
+    def setup(self) -> Setup:
+        """Recipe, store, order, and the plan as it is now."""
+        return self._run.setup
 
     def restore(self) -> None:
         """Go to the newest good checkpoint, if there is one, and open the log behind it.
@@ -228,7 +229,7 @@ class Loop:
         )
         given = plan.max_tokens_reduced_from or plan.max_tokens_per_device
         plan = replace(plan, max_tokens_per_device=budget, max_tokens_reduced_from=given)
-        self.setup = replace(self.setup, plan=plan)
+        self._run.setup = replace(self.setup, plan=plan)
         self.world.on_first(lambda: self.folder.write_plan(plan.to_dict()))
 
     def _stop_if_asked(self) -> None:

@@ -11,12 +11,12 @@ from sengi.train.setup import Setup
 from sengi.train.stopping import StopRequest
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunContext:
     """One run in one process.
 
     Attributes:
-        setup: recipe, store, order and plan, as the run begins.
+        setup: recipe, store, order and plan; replaced where a step that ran out of memory makes micro-batches smaller.
         world: the processes of the run.
         observer: told of everything that happens.
         stop: whether a signal or a file has asked to stop.

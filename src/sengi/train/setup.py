@@ -113,6 +113,7 @@ def evaluation_suite(recipe: Recipe) -> Suite | None:
         limit=recipe.eval_limit,
         data_root=Path(recipe.eval_data_root).expanduser() if recipe.eval_data_root is not None else None,
         apply_chat_template=recipe.eval_apply_chat_template,
+        max_length=recipe.max_length,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 # All others are better when higher.
 LOWER_IS_BETTER = frozenset(
     {"loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "wer", "mae"}
+    | {"judge_mean_absolute_difference", "judge_noise", "judge_noise_of_mean"}
 )
 # lm-eval keeps (log-likelihood, size) of a text for these: their logarithm is a weighted mean over texts.
 _LOG_OF = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": math.log(2)}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sengi.evaluate.metrics import is_higher_better, question_result
+from sengi.statistics.metrics import is_higher_better, question_result
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,10 @@ def test_what_one_question_adds(metric, value, expected):
         ("loss", False),
         ("log word_perplexity", False),
         ("score", True),
+        # Judged twice, the same answer should get the same score.
+        ("judge_noise", False),
+        ("judge_noise_of_mean", False),
+        ("judge_mean_absolute_difference", False),
     ],
 )
 def test_direction_by_name(metric, higher):
