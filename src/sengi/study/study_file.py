@@ -57,7 +57,7 @@ class EarlyTermination(Strict):
     check_samples: Annotated[int, Field(ge=1)] | None = None
     """Samples between checks; by default 5% of budget_samples."""
     early_samples: Annotated[int, Field(ge=1)] | None = None
-    """Samples after which no run is stopped any more; by default 30% of budget_samples."""
+    """Samples of the last check; by default 30% of budget_samples. A stop falls before the check that would follow."""
     fair_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Least fall of the loss, as a share of the fastest run's, that a run needs to be compared."""
 
