@@ -87,6 +87,7 @@ def test_what_the_evidence_would_change_is_pointed_out(tmp_path):
         "effective_batch_size": 64,
         "num_train_epochs": 3,
         "samples": 7_680,
+        "epoch_samples": 2_560,
         "learning_rate": 2e-5,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,

@@ -249,7 +249,7 @@ def test_of_two_settings_the_other_one_is_spoken_of_alone(tmp_path: Path) -> Non
 
 def test_the_tally_counts_in_words() -> None:
     claims = [ClaimResult(n, "", "", v, "") for n, v in ((1, "holds"), (2, "does not hold"), (3, "holds"))]  # type: ignore[arg-type]
-    assert tally(claims) == "Of ten claims 2 hold (1, 3), 1 does not (2)."
+    assert tally(claims) == "Of ten claims 2 hold (1, 3), 1 does not hold (2)."
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -176,6 +176,20 @@ def test_runs_that_differ_in_more_are_not_compared() -> None:
     assert claim(mixed, 1).reason == "no two finished runs differ in this alone"
 
 
+def test_a_mean_that_half_of_its_blocks_contradict_tells_nothing() -> None:
+    # the small batch is ahead at one rate and diverges at the other
+    table = {(8, 1e-4): 1.9, (40, 1e-4): 2.0, (8, 1e-3): 6.0, (40, 1e-3): 1.8}
+    runs = [
+        make_run(point, {"effective_batch_size": batch, "learning_rate": rate}, seed, score + 0.01 * seed)
+        for point, ((batch, rate), score) in enumerate(table.items(), start=1)
+        for seed in (0, 1)
+    ]
+    found = claim(results_of(runs, ("effective_batch_size", "learning_rate")), 1)
+    assert found.low > 0
+    assert found.verdict == "cannot tell"
+    assert "the same way in 1 only: it depends on them" in found.reason
+
+
 def test_failed_and_stopped_runs_carry_no_claim_about_scores_but_their_curves_count() -> None:
     points = [{"effective_batch_size": 8}, {"effective_batch_size": 40}]
     runs = [make_run(n, one, seed, 2.0, early=0.2 * n) for n, one in enumerate(points, 1) for seed in (1, 2)]

@@ -63,7 +63,7 @@ def render_study_page(report: StudyReport) -> str:
 def tally(claims: Sequence[ClaimResult]) -> str:
     """How many claims hold, do not, and cannot be told, in one sentence."""
     parts = []
-    words = (("holds", "holds", "hold"), ("does not hold", "does not", "do not"))
+    words = (("holds", "holds", "hold"), ("does not hold", "does not hold", "do not hold"))
     for verdict, one, several in (*words, ("cannot tell", "cannot be told here", "cannot be told here")):
         numbers = [str(claim.number) for claim in claims if claim.verdict == verdict]
         if numbers:

@@ -1,6 +1,8 @@
 """What the paper claims, and the three rules by which runs speak for or against it.
 
-* *higher*: holds where the whole interval is above zero; does not where a gain worth having is excluded.
+* *higher*: holds where the whole interval is above zero; does not where a gain worth having is excluded. Where half of
+  the blocks or more go the other way, and the mean is not equal, it is that of the block that differs most, and
+  nothing is told.
 * *at least*: holds where a loss worth speaking of is excluded; does not where a loss was shown beyond that.
 * *equal*: holds where the whole interval is within what counts as equal; does not where it leaves out zero.
 
@@ -152,6 +154,8 @@ def _verdict(rule: Rule, effect: Contrast, margin: float) -> Verdict:
     if not effect.sure:
         return "cannot tell"
     if rule == "higher":
+        if _depends(effect) and max(-effect.low, effect.high) >= margin:
+            return "cannot tell"
         if effect.low > 0:
             return "holds"
         return "does not hold" if effect.high < margin or effect.high <= 0 else "cannot tell"
@@ -164,12 +168,22 @@ def _verdict(rule: Rule, effect: Contrast, margin: float) -> Verdict:
     return "cannot tell" if effect.low <= 0 <= effect.high else "does not hold"
 
 
+def _agreeing(effect: Contrast) -> int:
+    """Blocks whose difference has the sign of the mean."""
+    return sum(math.copysign(1, d) == math.copysign(1, effect.value) for d in effect.blocks.values())
+
+
+def _depends(effect: Contrast) -> bool:
+    """Whether half of the blocks or more go the other way than their mean."""
+    return len(effect.blocks) > 1 and 2 * _agreeing(effect) <= len(effect.blocks)
+
+
 def _basis(effect: Contrast) -> str:
     """What the interval counts, and in how many blocks the sign is the same."""
     parts = []
     if len(effect.blocks) > 1:
-        same = sum(math.copysign(1, d) == math.copysign(1, effect.value) for d in effect.blocks.values())
-        parts.append(f"mean over {len(effect.blocks)} blocks of other settings, the same way in {same}")
+        same, depends = _agreeing(effect), " only: it depends on them" if _depends(effect) else ""
+        parts.append(f"mean over {len(effect.blocks)} blocks of other settings, the same way in {same}{depends}")
     if not effect.sure:
         parts.append("one seed and no single results, so nothing says how sure it is")
     elif effect.chance == ("questions",):
