@@ -61,6 +61,23 @@ def test_number_of_packs_is_near_the_least_possible(step) -> None:
     assert len(slots(pack_step(lengths, budget, ranks, cost))) == slots_needed
 
 
+@settings(max_examples=200)
+@given(steps())
+def test_halves_are_packed_apart(step) -> None:
+    lengths, budget, ranks, cost = step
+    mixed, apart = (pack_step(lengths, budget, ranks, cost, halves=halves) for halves in (False, True))
+    assert mixed.half is None
+    if ranks > 1 or mixed.num_packs < 2:  # nothing to tell apart
+        assert apart.half is None
+        assert [pack.tolist() for pack in slots(apart)] == [pack.tolist() for pack in slots(mixed)]
+        return
+    packs, middle = apart.ranks[0], len(lengths) // 2
+    assert sorted(np.concatenate(packs[: apart.half]).tolist()) == list(range(middle))
+    assert sorted(np.concatenate(packs[apart.half :]).tolist()) == list(range(middle, len(lengths)))
+    assert all(lengths[pack].sum() <= budget for pack in packs)
+    assert (apart.num_packs, apart.tokens) == (len(packs), mixed.tokens)
+
+
 @settings(max_examples=80)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(12, 20))
 def test_best_fit_decreasing_keeps_its_bound_against_the_true_optimum(lengths, budget) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sengi.statistics.gradient_noise import FEWEST, NoiseScale, noise_scale
+from sengi.data.packing import pack_step
+from sengi.statistics.gradient_noise import FEWEST, NoiseScale, noise_part, noise_scale
 
 SIZE = 120  # parameters
 FEW = settings(max_examples=15, deadline=None)
@@ -115,3 +116,19 @@ def test_equal_gradients_have_no_noise_and_noise_alone_no_upper_end() -> None:
 def test_what_cannot_be_estimated_is_refused(gradients: np.ndarray, weights: np.ndarray) -> None:
     with pytest.raises(ValueError, match="need 8 or more"):
         noise_scale(gradients, weights, 4)
+
+
+def test_packs_of_random_halves_tell_noise_where_long_and_short_conversations_differ() -> None:
+    # samples whose gradient depends on their length: signal 1, and noise that is known
+    rng, squares = np.random.default_rng(0), {True: [], False: []}
+    pulls = {20: np.array([1.0, 1.5]), 60: np.array([1.0, -1.5])}
+    for _ in range(2_000):
+        lengths = rng.choice([20, 60], 16)
+        gradients = np.stack([pulls[int(length)] for length in lengths]) + rng.normal(0, 0.5, (16, 2))
+        for halves in squares:
+            packs = pack_step(lengths, 300, halves=halves)
+            first = np.concatenate(packs.ranks[0][: packs.half or len(packs.ranks[0]) // 2])
+            norms = [float(np.linalg.norm(part.mean(axis=0))) for part in (gradients, gradients[first])]
+            squares[halves].append(norms[0] ** 2 - noise_part(*norms, len(first) / 16))
+    assert np.mean(squares[True]) == pytest.approx(1.0, abs=0.03)
+    assert np.mean(squares[False]) < 0.7  # packs of the whole step: long ones come first, and that looks like noise

@@ -30,10 +30,10 @@ def become(rank: int, port: int, silence: str, raises: bool) -> None:
     if raises:
         pack_step, calls = loop.pack_step, iter(range(1, STEPS + 1))
 
-        def fail(*arguments: Any) -> Any:
+        def fail(*arguments: Any, **more: Any) -> Any:
             if next(calls) == RAISES_AT:
                 raise ZeroDivisionError("a mistake on one rank")
-            return pack_step(*arguments)
+            return pack_step(*arguments, **more)
 
         loop.pack_step = fail
 

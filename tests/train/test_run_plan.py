@@ -75,7 +75,8 @@ def test_packs_are_those_that_training_makes(store: TokenStore, tmp_path: Path) 
     plan, steps = plan_of(store, tmp_path, world=2, num_train_epochs=1)
     assert plan.steps <= LOOK_AT
     packs = [
-        pack_step(store.lengths[steps.step_samples(k)], 64, 2, COST.attention_cost) for k in range(1, plan.steps + 1)
+        pack_step(store.lengths[steps.step_samples(k)], 64, 2, COST.attention_cost, halves=True)
+        for k in range(1, plan.steps + 1)
     ]
     slots = [sum(len(rank) for rank in step.ranks) for step in packs]
     assert plan.packs_per_step == pytest.approx(sum(slots) / len(slots))

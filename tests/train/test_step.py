@@ -60,7 +60,7 @@ def step(
     budget: int = 64,
     before=lambda number, members: None,
 ) -> StepResult:
-    packs = pack_step(store.lengths[samples], budget)
+    packs = pack_step(store.lengths[samples], budget, halves=True)
     return run_step(net, optimizer, store, samples, packs, recipe, ALONE, None, before_micro_batch=before)
 
 
@@ -260,11 +260,10 @@ def test_bfloat16_is_only_the_computation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_the_first_half_of_the_micro_batches_is_measured_on_the_way(store: TokenStore, reduction: str) -> None:
-    # half_grad_norm is the norm that a step of those micro-batches alone would have, half_share their share of it
+def test_the_first_half_of_the_samples_is_measured_on_the_way(store: TokenStore, reduction: str) -> None:
+    # half_grad_norm is the norm that a step of those samples alone would have, half_share their share of it
     recipe = small_recipe(loss_reduction=reduction)
-    packs = pack_step(store.lengths[EVERYTHING], 64).ranks[0]
-    first = np.concatenate(packs[: len(packs) // 2])
+    first = EVERYTHING[: COUNT // 2]
     whole, _ = gradients(store, recipe, EVERYTHING, 64)
     half, _ = gradients(store, recipe, first, 1_000_000)
     share = len(first) / COUNT if reduction == "sample" else store.supervised[first].sum() / store.supervised.sum()

@@ -27,11 +27,13 @@ class StepPacks:
             have the same number of packs; an empty array is a rank's turn with nothing to do.
         num_packs: packs that hold samples.
         tokens: tokens of the step.
+        half: the first so many packs hold the first half of the samples; None where the halves are mixed.
     """
 
     ranks: list[list[Int64s]]
     num_packs: int
     tokens: int
+    half: int | None = None
 
     def fill(self, budget: int) -> float:
         """Share of the token budget that is used, empty packs counted in."""
@@ -48,7 +50,9 @@ def pack_lengths(lengths: Int64s, budget: int) -> int:
     return int(_best_fit(lengths, np.argsort(-lengths, kind="stable"), _room(lengths, budget))[1])
 
 
-def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost: float = 0.0) -> StepPacks:
+def pack_step(
+    lengths: Int64s, budget: int, world_size: int = 1, attention_cost: float = 0.0, *, halves: bool = False
+) -> StepPacks:
     """Distribute a step's samples.
 
     Args:
@@ -57,6 +61,9 @@ def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost:
         world_size: ranks.
         attention_cost: cost of one squared token in units of the cost of a token: a sample of length L costs
             ``L + attention_cost * L**2``.
+        halves: where one rank needs several packs, have the first ones hold the first half of the samples, at the
+            price of one pack more at most times. Samples come in random order, so these are random halves, whose
+            gradients tell noise from signal; packs, filled longest samples first, are not.
 
     Raises:
         InputError: a sample is longer than the budget.
@@ -65,11 +72,21 @@ def pack_step(lengths: Int64s, budget: int, world_size: int = 1, attention_cost:
     order = np.argsort(-lengths, kind="stable")
     costs = lengths + attention_cost * lengths.astype(np.float64) ** 2
     bins, count = _best_fit(lengths, order, budget)
+    if halves and world_size == 1 and count > 1:
+        return _in_halves(lengths, budget, attention_cost)
     slots = -(-count // world_size) * world_size
     if slots > count:  # there is slack: spread the samples evenly over all slots instead
         even, fits = _longest_first(lengths, costs, order, budget, slots)
         bins = even if fits else _split_bins(bins, order, count, slots)
     return _assign(bins, costs, lengths, slots, world_size)
+
+
+def _in_halves(lengths: Int64s, budget: int, attention_cost: float) -> StepPacks:
+    middle = len(lengths) // 2
+    first = pack_step(lengths[:middle], budget, 1, attention_cost).ranks[0]
+    second = [pack + middle for pack in pack_step(lengths[middle:], budget, 1, attention_cost).ranks[0]]
+    packs = first + second
+    return StepPacks([packs], len(packs), int(lengths.sum()), len(first))
 
 
 def _room(lengths: Int64s, budget: int) -> int:

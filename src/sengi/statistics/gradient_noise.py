@@ -8,8 +8,8 @@ a step of B samples makes 1 / (1 + B_simple / B) of the progress of a noiseless 
 of SGD: Adam's scaling by coordinate is not in it, and it usually grows while a model trains.
 
 Two norms of one step (``noise_part``)
-    ``run_step`` measures the whole step's gradient g and that of its first half of micro-batches, h. Every supervised
-    token weighs the same in a step, and micro-batches hold different numbers of them, so h is the mean over its own
+    ``run_step`` measures the whole step's gradient g and that of the first half of its samples, h. Every supervised
+    token weighs the same in a step, and the halves hold different numbers of them, so h is the mean over its own
     tokens and the size that counts is its share f of the step's weight (tokens, or samples where ``loss_reduction:
     sample``):
 
@@ -19,9 +19,9 @@ Two norms of one step (``noise_part``)
     both exact if noise falls as one over the tokens. Tokens of a conversation are not independent, but halves of many
     conversations each keep the ratio of tokens to independent parts, so that f holds up to how unevenly long ones
     fall. Hence an unbiased estimate. It may be negative by chance in one step: average before use, never clip before.
-    What biases it: the halves are packs, not random samples. Best fit puts long conversations into early packs; where
-    long and short conversations pull in different directions, that difference counts as noise and V comes out too
-    large (the corrected norm too low), for small and large batches alike.
+    The halves must be random: a step's samples come in random order, and the packs of its halves are filled apart
+    (``halves`` of :func:`sengi.data.packing.pack_step`). Best fit over the whole step would put long conversations into
+    early packs; where long and short ones pull in different directions, that difference would count as noise.
 
 K micro-batches of n random samples (``noise_scale``)
     Micro-batch i has the gradient sum A_i (over its tokens) and the weight W_i (its tokens). The step's gradient is a
@@ -64,7 +64,7 @@ def noise_part(grad_norm: float, half_grad_norm: float | None, half_share: float
 
     Args:
         grad_norm: norm of the step's gradient before clipping.
-        half_grad_norm: norm of the mean gradient of the step's first micro-batches; None with one micro-batch a step.
+        half_grad_norm: norm of the mean gradient of the first half of the step's samples; None with one micro-batch.
         half_share: their share of the step's weight, above 0 and below 1.
     """
     if half_grad_norm is None or half_share is None or not 0 < half_share < 1:

@@ -166,7 +166,7 @@ class Forecaster:
         later = 0
         for number in steps.some_steps(LOOK_AT):
             samples = steps.step_samples(number)
-            packs = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost)
+            packs = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost, halves=True)
             for rank in packs.ranks:
                 for turn, members in enumerate(samples[pack] for pack in rank if len(pack)):
                     tokens = int(store.lengths[members].sum())

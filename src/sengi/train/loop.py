@@ -179,7 +179,7 @@ class Loop:
         result, given = None, self.setup.plan.max_tokens_per_device
         while result is None:
             budget, begun = self.setup.plan.max_tokens_per_device, 0
-            packs = pack_step(lengths, budget, self.world.size, setup.cost.attention_cost)
+            packs = pack_step(lengths, budget, self.world.size, setup.cost.attention_cost, halves=True)
             try:
                 result = run_step(
                     self.model,

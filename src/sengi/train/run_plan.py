@@ -137,7 +137,10 @@ def make_plan(
             "or lower max_length"
         )
     looked = steps.some_steps(LOOK_AT)
-    packs = [pack_step(store.lengths[steps.step_samples(k)], budget, world_size, cost.attention_cost) for k in looked]
+    packs = [
+        pack_step(store.lengths[steps.step_samples(k)], budget, world_size, cost.attention_cost, halves=True)
+        for k in looked
+    ]
     slots = sum(len(rank) for step in packs for rank in step.ranks)
     squares = steps.total_of(store.lengths.astype(np.float64) ** 2)
     tokens, targets = int(steps.total_of(store.lengths)), int(steps.total_of(store.supervised))

@@ -33,9 +33,10 @@ from sengi.train.sharding import reduce_gradients
 class StepResult:
     """What a step measured: loss in nats, gradient norm before clipping, seconds spent waiting for data.
 
-    ``half_grad_norm`` is the norm of the mean gradient of the first half of the micro-batches and ``half_share`` their
-    share of the step's weight: two norms of one step tell signal from noise (statistics/gradient_noise.py). None with
-    one micro-batch, and on several ranks, where gradients of single ranks are gone before they could be measured.
+    ``half_grad_norm`` is the norm of the mean gradient of the first half of the samples and ``half_share`` their share
+    of the step's weight: two norms of one step tell signal from noise (statistics/gradient_noise.py). None where no
+    micro-batch ends there (``StepPacks.half``), and on several ranks, where gradients of single ranks are gone before
+    they could be measured.
     ``computed_tokens`` are those that went through the layers, on all ranks: fewer than the step's, as packs are lean.
     """
 
@@ -113,7 +114,7 @@ def run_step(
         tokens = int(store.lengths[samples[members]].sum())
         total[0] += guard.micro_batch(partial(work, pack, weights), idle, (tokens, len(members)))
         total[1] += pack.input_ids.numel() if len(members) else 0
-        if world.size == 1 and number + 1 == len(mine) // 2:
+        if number + 1 == packs.half:
             half_norm, half_share = gradient_norm(parameters, world), share  # read at the end: no wait for the GPU
     if world.size > 1:
         guard.agree()
