@@ -125,6 +125,30 @@ def test_an_error_of_one_rank_is_told_to_all(group: Group, rank: int) -> None:
         assert told.elsewhere  # the rank it happened on prints it
 
 
+# Rule: a rank that fails before rank 0 has listened to it, or before rank 0 listens at all, is heard all the same.
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_before_the_first_look_is_told_to_all(
+    group: Group, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = Group(3)
+    first = fresh.lines[0]
+    start = first._thread.start
+    monkeypatch.setattr(first._thread, "start", lambda: None)
+    for line in fresh.lines:
+        line.__enter__()
+    if rank == 0:  # its thread is ended before it looks once
+        first._closing.set()
+        start()
+        leave(first, ValueError("early"))
+    else:
+        leave(fresh.lines[rank], ValueError("early"))
+        start()
+    for other in {0, 1, 2} - {rank}:
+        assert fresh.cause(other).endswith(": ValueError: early")
+    for line in fresh.lines:
+        line._closing.set()
+
+
 # Rule: an error that is not a consequence of the loss stays what it is.
 def test_an_own_error_is_not_replaced(group: Group) -> None:
     leave(group.lines[2], ValueError("x"))

@@ -113,6 +113,8 @@ class Lifeline:
         farewell = {"bye": True} if told else {"cause": f"{self._me}: {_in_words(error)}"}
         self._closing.set()
         self._thread.join()
+        while self._server is not None and wait([self._server], 0):  # ranks that were not listened to yet
+            self._accept()
         for line in self._lines:
             line.send(farewell)
             line.connection.close()
@@ -190,10 +192,11 @@ class Lifeline:
             line = _Line(self._server.accept()[0], None)
         except OSError:  # it gave up before it was heard
             return
+        messages: list[dict[str, Any]] = []
         try:
-            message = (line.receive() or [{}])[0]
-            known = secrets.compare_digest(str(message.pop("token")), self._token)
-            line.process = Process(**message)
+            first, *messages = line.receive() or [{}]
+            known = secrets.compare_digest(str(first.pop("token")), self._token)
+            line.process = Process(**first)
         except (ValueError, KeyError, TypeError, AttributeError):
             known = False
         if not known:  # a stranger at the port is sent away
@@ -201,16 +204,20 @@ class Lifeline:
             return
         line.send(asdict(self._me))
         self._lines.append(line)
+        self._hear(line, messages)  # it may have failed already
 
-    def _read(self, line: _Line) -> None:
-        messages = line.receive()
-        for message in messages or []:
+    def _hear(self, line: _Line, messages: list[dict[str, Any]]) -> None:
+        for message in messages:
             if "pid" in message:
                 line.process = Process(**message)
             line.left |= "bye" in message or "cause" in message
             if "cause" in message:
                 frozen = message.get("frozen")
                 self._stop(message["cause"], Process(**frozen) if frozen else None, here=False)
+
+    def _read(self, line: _Line) -> None:
+        messages = line.receive()
+        self._hear(line, messages or [])
         if messages is None:
             self._lines.remove(line)
             line.connection.close()
