@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sengi.study.run_executor import Ended
+from sengi.study.scheduler import StudyObserver
 from sengi.study.space import Run
 
 LINES = 10  # steps a run takes between two looks
@@ -20,6 +21,20 @@ def curve(recipe: dict[str, Any], samples: int) -> tuple[float, float]:
     """A higher rate learns faster and has the larger norm."""
     rate = recipe["learning_rate"] / 1e-3
     return 3 - rate**0.3 * (1 - np.exp(-samples / 800)), float(rate**0.5)
+
+
+class Listener(StudyObserver):
+    """Keeps what a study tells: sentences, and its table each time."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.tables: list[list[dict[str, Any]]] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        self.tables.append(rows)
 
 
 class FakeExecutor:

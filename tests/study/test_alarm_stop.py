@@ -8,15 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from sengi.study import scheduler
-from sengi.study.scheduler import StudyObserver, run_study
+from sengi.study.scheduler import run_study
 from sengi.study.study_file import read_study
 from sengi.train.alarms import Alarm
 
 sys.path.append(str(Path(__file__).parent))
-from fake_runs import FakeExecutor, write_study
+from fake_runs import FakeExecutor, Listener, write_study
 
 ALARM = Alarm(30, "diverging", "the loss is 9 and was 2", "the rate is too high", "lower it")
 
@@ -34,19 +31,6 @@ class AlarmedExecutor(FakeExecutor):
                 )
                 done[name] = type(ended)(3, "stopped by an alarm")
         return done
-
-
-class Listener(StudyObserver):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
 
 
 def test_a_run_stopped_by_an_alarm_is_recorded_with_its_cause(tmp_path: Path) -> None:

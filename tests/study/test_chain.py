@@ -20,7 +20,7 @@ from sengi.study.space import Run
 from sengi.study.study_file import read_study
 
 sys.path.append(str(Path(__file__).parent))
-from fake_runs import FakeExecutor, write_study
+from fake_runs import FakeExecutor, Listener, write_study
 
 HERE = Path(__file__).parent
 STAGES = {
@@ -28,11 +28,6 @@ STAGES = {
     "learning-rate": {"learning_rate": [1e-4, 1e-3, 1e-2]},
     "stacked-vs-phased": {"strategy": ["stacked", "phased"]},
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
 
 
 def curve(recipe: dict[str, Any], samples: int) -> tuple[float, float]:
@@ -60,14 +55,6 @@ def write_chain(folder: Path, name: str = "study", **more: Any) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(content))
     return path
-
-
-class Listener(StudyObserver):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Killed(BaseException):

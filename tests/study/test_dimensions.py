@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from sengi.errors import RecipeError
-from sengi.study import scheduler
 from sengi.study.scheduler import run_study
 from sengi.study.space import grid, known_points
 from sengi.study.study_file import read_study
@@ -62,7 +61,6 @@ def test_a_named_preset_may_differ_in_some_keys(tmp_path: Path) -> None:
 
 
 def test_points_are_known_from_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
     # by what the study wrote down: a recipe need not tell which name it was made by
     path = write_study(
         tmp_path, space={"method": {"plain": {"learning_rate": 3e-5}, **METHODS}}, early_termination={"mode": "off"}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from sengi.cli.app import run as sengi
 from sengi.errors import InputError
 from sengi.study import replay as replay_module
-from sengi.study import scheduler
 from sengi.study.findings import correlations, sentences, spearman
 from sengi.study.recording import Point
 from sengi.study.replay import Recording, replay
@@ -146,7 +145,6 @@ def test_a_rank_correlation_that_does_not_exist_predicts_nothing(values: list[fl
 def test_the_command_replays_a_study_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
     path = write_study(tmp_path, space={"learning_rate": [1e-3, 2e-3, 3e-3, 4e-3]}, seeds=[1])
     run_study(read_study(path), make_executor=lambda asked: FakeExecutor(room=4, broken=()))
     told = replay_study(tmp_path / "study")

@@ -20,22 +20,9 @@ from sengi.study.space import Run
 from sengi.study.study_file import read_study
 
 sys.path.append(str(Path(__file__).parent))
-from fake_runs import FakeExecutor, write_study
+from fake_runs import FakeExecutor, Listener, write_study
 
 TERMINATE = {"mode": "terminate", "check_samples": 400, "early_samples": 2000, "fair_share": 0.4}
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
-
-
-class Listener(StudyObserver):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def go(path: Path, executor: FakeExecutor | None = None, observer: StudyObserver | None = None) -> list[dict[str, Any]]:
@@ -225,7 +212,6 @@ def test_a_database_that_fails_on_the_way_costs_nothing(tmp_path: Path, monkeypa
     assert set(states(go(path, observer=listener)).values()) == {"finished"}
     assert {text.partition(";")[0] for text in listener.said} == {"the database failed (OSError)"}
     monkeypatch.undo()
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
     go(path)
     assert {state for state, _, _ in trials(tmp_path / "study")} == {"COMPLETE"}
 

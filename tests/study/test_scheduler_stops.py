@@ -12,7 +12,6 @@ import pytest
 
 from sengi.errors import StoppedByRequest
 from sengi.storage import lock, read_lines
-from sengi.study import scheduler
 from sengi.study.judge import Verdict
 from sengi.study.lease import holder
 from sengi.study.results import read_results
@@ -24,27 +23,10 @@ from sengi.study.verdicts import VerdictLog, last_words
 from sengi.study.watched import Watched
 
 sys.path.append(str(Path(__file__).parent))
-from fake_runs import FakeExecutor, write_study
+from fake_runs import FakeExecutor, Listener, write_study
 
 TERMINATE = {"mode": "terminate", "check_samples": 400, "early_samples": 1200, "fair_share": 0.4}
 CALM_AND_WILD = {"learning_rate": [1e-3, 8e-3]}
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.0)
-
-
-class Listener(StudyObserver):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.tables: list[list[dict[str, Any]]] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
-
-    def rows(self, rows: list[dict[str, Any]]) -> None:
-        self.tables.append(rows)
 
 
 class Killed(BaseException):

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from sengi.cli import study_display
 from sengi.cli.app import run as sengi
-from sengi.study import scheduler
 from sengi.study.chain import run_chain
 from sengi.study.run_executor import Ended
 from sengi.study.scheduler import run_study
@@ -25,11 +24,6 @@ from sengi.study.study_file import read_study
 
 sys.path.append(str(Path(__file__).parent))
 from fake_runs import FakeExecutor, write_study
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "POLL", 0.01)
 
 
 class Endless(FakeExecutor):

@@ -17,6 +17,11 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 
+def is_first_process() -> bool:
+    """Whether this process has something to show: the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextlib.contextmanager
 def unbreakable() -> Iterator[None]:
     """While entered, a reader that goes away (``| head``, a closed terminal) does not end the command.

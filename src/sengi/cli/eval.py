@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sengi.cli.console import err
+from sengi.cli.console import err, is_first_process
 from sengi.errors import InputError
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def _eval_model(model: str, suite: Suite, output: Path | None) -> int:
     cache = _unfinished(folder, suite)
     with _progress() as show:
         result = evaluate(folder, suite, cache=cache, progress=show)
-    if not _is_first():
+    if not is_first_process():
         return 0
     print_scores(result, title=model)
     if output is not None:
@@ -166,14 +165,9 @@ def _eval_run(run: Path, suite: Suite, select: str | None, output: Path | None) 
         raise InputError(f"--output {output}: scores of a run are kept in {run / 'evaluations'}; leave --output out")
     with _progress() as show:
         result = evaluate_run(run, suite, select=select, progress=show)
-    if _is_first():
+    if is_first_process():
         print_run(result)
     return 0
-
-
-def _is_first() -> bool:
-    """Whether this process has the scores: the only one, or the first of those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _unfinished(model: Path, suite: Suite) -> Path:
@@ -195,7 +189,7 @@ def _unfinished(model: Path, suite: Suite) -> Path:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar for each task with the time left; in a log, a line every tenth of the way; one process tells."""
-    if not _is_first():
+    if not is_first_process():
         yield lambda done, total, task: None
         return
     from rich import progress

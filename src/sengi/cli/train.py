@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sengi.cli.console import out, unbreakable
+from sengi.cli.console import is_first_process, out, unbreakable
 
 if TYPE_CHECKING:
     from sengi.recipe_sources import ResolvedRecipe
@@ -38,13 +38,11 @@ def train(
 
 def run_training(resolved: ResolvedRecipe) -> int:
     """Train and show it; also what Python's ``sengi.train`` does without the showing."""
-    import os
-
     from sengi.cli.train_display import TrainDisplay
     from sengi.report.trackers import Tracker
     from sengi.train.run import train as run
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_process()
     trackers = [Tracker(name, resolved.recipe) for name in resolved.recipe.report_to] if first else []
     with unbreakable():
         with TrainDisplay(resolved.recipe, trackers) as display:

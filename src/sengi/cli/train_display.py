@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sengi.cli.console import err, out
 from sengi.cli.plan import print_plan
+from sengi.data.phases import epochs_seen
 from sengi.recipe import Recipe
 from sengi.report.formats import duration, score
 from sengi.report.trackers import Tracker
@@ -132,9 +133,7 @@ class TrainDisplay(Observer):
         number = next((n for n, phase in enumerate(phases) if record["step"] <= phase["last_step"]), None)
         if number is None:
             return "training"
-        phase = phases[number]
-        epochs = min(phase["num_train_epochs"], math.ceil(phase["samples"] / phase["epoch_samples"]))  # max_steps
-        epoch = f"epoch {max(1, math.ceil(record['epoch']))}/{epochs}"
+        epoch = f"epoch {max(1, math.ceil(record['epoch']))}/{epochs_seen(phases[number])}"
         if self.recipe.strategy == "stacked":
             return f"training, {epoch}"
         return f"{record['phase']} ({number + 1}/{len(phases)}), {epoch}"

@@ -7,8 +7,9 @@ recipe and step, as a :class:`StepPlan` is (docs/decisions/001, 015).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -250,3 +251,8 @@ def _shares(counts: Sequence[int], limit: int | None) -> list[int | None]:
         shares[shares.index(max(shares))] -= 1
         shares[shares.index(0)] = 1
     return list(shares)
+
+
+def epochs_seen(phase: Mapping[str, Any]) -> int:
+    """Epochs of a phase of :meth:`RunOrder.summary`, begun ones counted: ``max_steps`` may end it before its last."""
+    return min(int(phase["num_train_epochs"]), math.ceil(phase["samples"] / phase["epoch_samples"]))

@@ -20,7 +20,7 @@ from typing import Any
 from sengi import storage
 from sengi.errors import InputError, SengiError, StoppedByRequest
 from sengi.recipe_sources import read_yaml
-from sengi.study.dimensions import Range, recipe_values
+from sengi.study.dimensions import is_searched, recipe_values
 from sengi.study.executor import executor_for
 from sengi.study.recording import read_mapping
 from sengi.study.run_executor import RunExecutor
@@ -109,8 +109,7 @@ class Chain(StudyObserver):
         base, file = self.request.base, self.request.file
         for number, (name, space) in enumerate(file.stages.items(), start=1):
             self._current = f"{number}-{name}"
-            searched = any(isinstance(values, Range) for values in space.values())
-            own = {"space": space, "stages": {}, "num_trials": file.num_trials if searched else None}
+            own = {"space": space, "stages": {}, "num_trials": file.num_trials if is_searched(space) else None}
             stage = file.model_copy(update={**own, "output_dir": str(self.request.folder / self._current)})
             try:
                 choice = self._stage(StudyRequest(stage, base, chain=self.request.folder))

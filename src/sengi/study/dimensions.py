@@ -63,6 +63,11 @@ def options(values: list[Any] | Range | Bundles) -> list[Any]:
     return [] if isinstance(values, Range) else list(values)
 
 
+def is_searched(space: Space) -> bool:
+    """Whether Optuna chooses the points of a space, as soon as it has a range; else they are a grid."""
+    return any(isinstance(values, Range) for values in space.values())
+
+
 def trial_points(space: Space) -> list[dict[str, Any]]:
     """Points that have every value of every key and both ends of every range at least once, the first ones together
     first; of an empty space none."""

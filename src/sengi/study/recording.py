@@ -138,8 +138,8 @@ def final_score(folder: Path, objective: str) -> Point:
     return points[-1]
 
 
-def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool | None:
-    """Whether a run scores the objective at all, as soon as its base model has been scored; None before.
+def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool:
+    """Whether it is known that a run scores the objective: as soon as its base model has been scored.
 
     Args:
         folder: the run folder.
@@ -152,7 +152,7 @@ def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool | 
     if objective == "heldout_loss":
         return True
     if not all((folder / FOLDER / f"step-{0:08d}-{kind}.json").is_file() for kind in kinds):
-        return None
+        return False
     if not objective_points(folder, objective):
         known = sorted(_scores(folder))
         raise InputError(

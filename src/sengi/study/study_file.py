@@ -14,7 +14,16 @@ from sengi.errors import RecipeError
 from sengi.recipe import Recipe, Strict
 from sengi.recipe_sources import nearest, read_yaml, resolve_recipe
 from sengi.statistics.metrics import is_higher_better
-from sengi.study.dimensions import Range, ScaledEntry, Space, check_phases, check_spaces, recipe_values, trial_points
+from sengi.study.dimensions import (
+    Range,
+    ScaledEntry,
+    Space,
+    check_phases,
+    check_spaces,
+    is_searched,
+    recipe_values,
+    trial_points,
+)
 from sengi.study.judge import JudgeSettings
 from sengi.study.study_presets import check_preset
 
@@ -99,8 +108,7 @@ class StudyFile(Strict):
     @property
     def searched(self) -> bool:
         """Whether Optuna chooses the points; else they are a grid."""
-        spaces = self.stages.values() or [self.space]
-        return any(isinstance(values, Range) for space in spaces for values in space.values())
+        return any(map(is_searched, self.stages.values() or [self.space]))
 
     @property
     def minimize(self) -> bool:

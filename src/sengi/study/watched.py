@@ -126,7 +126,7 @@ class Watched:
             InputError: it will not; no run of the study would.
         """
         if self.state == "running" and not self._scored:
-            self._scored = bool(has_objective(self.run.folder, self.objective, self._kinds))
+            self._scored = has_objective(self.run.folder, self.objective, self._kinds)
 
     def finish(self) -> None:
         """Read the score; a finished run without one has failed its purpose, and says what it scored instead."""

@@ -11,12 +11,12 @@ evidence for large batches covers, and STEPS the length that a suggested batch l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sengi.data.phases import epochs_seen
 from sengi.presets.evidence import CONFIDENCES, Confidence, PresetValue, preset_values
 from sengi.recipe import PAPER, REGRET, Recipe
 from sengi.statistics.gradient_noise import NoiseScale
@@ -186,9 +186,7 @@ def _warmup(phase: Mapping[str, Any], evidence: Mapping[str, PresetValue]) -> Va
 
 
 def _epochs(phase: Mapping[str, Any], evidence: Mapping[str, PresetValue]) -> Values:
-    # max_steps may end the run earlier, as it does in a study
-    epochs = min(int(phase["num_train_epochs"]), math.ceil(phase["samples"] / phase["epoch_samples"]))
-    known = evidence["num_train_epochs"]
+    epochs, known = epochs_seen(phase), evidence["num_train_epochs"]
     longest = int(known.value)
     reason, suggestion = (
         "the paper's best scores came after 4.5 to 5.3 epochs of Granite: keep checkpoints on the way",
