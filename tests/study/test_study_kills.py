@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import warm
 from tests.train import crash_harness
 
 HERE = Path(__file__).parent
@@ -47,10 +48,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 def killed_sessions(folder: Path, kills: int, seed: int, paths: list[Path]) -> list[dict[str, Any]]:
     """Run two studies, one of them killed; what its sessions did."""
-    program = [sys.executable, str(HERE / "study_program.py"), str(kills), str(seed), *map(str, paths)]
-    done = subprocess.run(
-        program, env=crash_harness.environment(folder), capture_output=True, text=True, timeout=1000, check=False
-    )
+    program = [str(HERE / "study_program.py"), str(kills), str(seed), *map(str, paths)]
+    done = warm.run(program, env=crash_harness.environment(folder), timeout=1000)
     assert done.returncode == 0, done.stderr[-3000:]
     unbroken, killed = json.loads(done.stdout.splitlines()[-1])
     assert [session["code"] for session in unbroken] == [0]
@@ -118,7 +117,7 @@ def test_the_command_trains_stops_and_continues(tmp_path: Path) -> None:
     # it was still importing, where no handler catches the signal: it died of it, and has not failed
     assert [row["state"] for row in json.loads((log.parents[2] / "study.json").read_text())["runs"]] == ["waiting"]
     assert "failed" not in err
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = warm.run(command[1:], env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "run 001-s42 finished at 12 samples, score" in done.stderr
     assert results(tmp_path / "unbroken")["001-s42"][0] == "finished"

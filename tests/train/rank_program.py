@@ -9,22 +9,22 @@ continued from the checkpoint of that step: newer ones are removed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from tests.warm import free_ports
 
 from sengi import storage
 from sengi.errors import DataError, MaskError, SengiError
 from sengi.recipe_sources import resolve_recipe
-from sengi.train import patience
+from sengi.train import patience, setup
 from sengi.train.checkpoint import PREFIX
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.run import train
@@ -81,13 +81,6 @@ def talk(world: World, out: Path) -> dict[str, Any]:
     }
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]
-
-
 def go_back(run: Path, step: int) -> None:
     """Remove the checkpoints after ``step``."""
     for folder in storage.published(run, PREFIX):
@@ -97,6 +90,7 @@ def go_back(run: Path, step: int) -> None:
 
 def main() -> None:
     """Talk, then train."""
+    setup.peak_flops = cache(setup.peak_flops)  # measured once for all runs
     out, *runs = sys.argv[1:]
     world = start_world()
     report = talk(world, Path(out))
@@ -109,12 +103,18 @@ def main() -> None:
         recipe, _, step = recipe.partition("@")
         if step and world.first:
             go_back(Path(resolve_recipe(recipe).recipe.output_dir), int(step))
+        ended = Path(out, f"{port}.ended")
         if world.rank >= int(size):
+            # not in the next run's rendezvous: who is early there looks again after seconds only
+            while int(size) and not ended.exists():
+                time.sleep(0.01)
             continue
         # a second group in the same processes must not meet the addresses of the first: a store of its own
         os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=here or size)
         train(resolve_recipe(recipe))
+        if world.first:
+            ended.touch()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.train.crash_harness import content, dynamics, write_recipe
 from sengi.cli.app import run as command
 from sengi.errors import StoppedByAlarm
 from sengi.recipe_sources import resolve_recipe
-from sengi.train import setup, step
+from sengi.train import step
 from sengi.train.alarm_watch import AlarmWatch
 from sengi.train.alarms import Alarm, find_alarms
 from sengi.train.distributed import World
@@ -46,11 +46,6 @@ class Listener(Observer):
 
     def message(self, text: str) -> None:
         self.said.append(text)
-
-
-@pytest.fixture(autouse=True)
-def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "peak_flops", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
