@@ -11,7 +11,15 @@ from tests.model.families import family
 from tests.train.memory_run import ALONE, small_recipe
 from torch import nn
 
-from sengi.train.optimizer import build_optimizer, clip_gradients, gradient_norm, learning_rate, set_learning_rate
+from sengi.train.distributed import World
+from sengi.train.optimizer import (
+    build_optimizer,
+    clear_gradients,
+    clip_gradients,
+    gradient_norm,
+    learning_rate,
+    set_learning_rate,
+)
 
 
 @settings(max_examples=100)
@@ -74,6 +82,20 @@ def test_frozen_weights_are_left_out() -> None:
     model[0].requires_grad_(False)
     optimizer = build_optimizer(model, small_recipe())
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+
+
+def test_one_process_on_a_cpu_keeps_the_memory_of_its_gradients() -> None:
+    layer = nn.Linear(3, 3)
+    optimizer = build_optimizer(layer, small_recipe())
+    clear_gradients(optimizer, ALONE)
+    places = [p.grad.data_ptr() for p in layer.parameters() if p.grad is not None]
+    layer(torch.ones(3)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+    clear_gradients(optimizer, ALONE)
+    assert [p.grad.data_ptr() for p in layer.parameters() if p.grad is not None and not p.grad.any()] == places
+    assert len(places) == 2
+    clear_gradients(optimizer, World(0, 2, torch.device("cpu")))
+    assert [p.grad for p in layer.parameters()] == [None, None]
 
 
 def test_updates_are_those_of_the_adamw_paper() -> None:

@@ -93,6 +93,22 @@ def test_what_allocators_say_is_understood(error: Exception) -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+# What does not become less with smaller micro-batches ends the run, with what helps.
+@pytest.mark.parametrize(("verb", "what"), [("zero_grad", "the gradients"), ("step", "the optimizer's update")])
+def test_no_memory_for_what_every_step_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, what: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(program.SAID)
+
+    store = write_store(tmp_path / "store", random_samples(4, VOCAB))
+    model = prepare(copy.deepcopy(family("llama")))
+    optimizer = build_optimizer(model, small_recipe())
+    monkeypatch.setattr(optimizer, verb, full)
+    with pytest.raises(SengiError, match=rf"out of memory in {what} \(DefaultCPUAllocator: .* use_peft: true$"):
+        step(model, optimizer, store, np.arange(4), pack_step(store.lengths, 60), MemoryGuard(model, ALONE))
+
+
 def test_what_this_allocator_says_is_understood() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)

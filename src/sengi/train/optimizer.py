@@ -59,6 +59,20 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def clear_gradients(optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Set all gradients back before a step.
+
+    One process on a CPU keeps their memory, as zeros: made anew in each step they would lie among the activations of
+    its first micro-batch, and the heap would grow by what no longer fits between them (docs/memory.md). Elsewhere they
+    are released.
+    """
+    keep = world.size == 1 and world.device.type == "cpu"
+    optimizer.zero_grad(set_to_none=not keep)
+    for parameter in (p for group in optimizer.param_groups for p in group["params"] if keep):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter], world: World) -> Tensor:
     """Global L2 norm of the gradients of all ranks' shards, float64 scalar; NaN and infinity come through."""

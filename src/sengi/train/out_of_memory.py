@@ -154,20 +154,20 @@ def does_not_fit(step: int, error: StepOutOfMemory, plan: RunPlan, store: TokenS
     )
 
 
-def update(optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer's step.
+def of_fixed_size(work: Callable[[], object], what: str) -> None:
+    """Do work whose memory no smaller micro-batch makes less.
 
     Raises:
-        SengiError: it has no memory; some weights may be updated and others not.
+        SengiError: there is no memory for it; of the optimizer's step some weights may be done and others not.
     """
     try:
-        optimizer.step()
+        work()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise SengiError(
-            f"out of memory in the optimizer's update ({one_line(error, 200)}); the last checkpoint is safe; free "
-            "memory and run the same command again, or begin in another output_dir with another optim or use_peft: true"
+            f"out of memory in {what} ({one_line(error, 200)}); the last checkpoint is safe; free memory and run the "
+            "same command again, or begin in another output_dir with another optim or use_peft: true"
         ) from None
 
 

@@ -24,8 +24,8 @@ from sengi.data.store import TokenStore
 from sengi.errors import NonFiniteError
 from sengi.recipe import Recipe
 from sengi.train.distributed import World
-from sengi.train.optimizer import clip_gradients, gradient_norm
-from sengi.train.out_of_memory import MemoryGuard, update
+from sengi.train.optimizer import clear_gradients, clip_gradients, gradient_norm
+from sengi.train.out_of_memory import MemoryGuard, of_fixed_size
 from sengi.train.sharding import reduce_gradients
 
 
@@ -94,7 +94,7 @@ def run_step(
     guard = guard or MemoryGuard(model, world)
     step_targets = int(store.supervised[samples].sum())
     total = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss and computed tokens
-    optimizer.zero_grad(set_to_none=True)
+    of_fixed_size(partial(clear_gradients, optimizer, world), "the gradients")
     data_seconds = 0.0
     mine = packs.ranks[world.rank]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -128,11 +128,11 @@ def run_step(
         int(computed),
     )
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(optimizer, world)
         raise NonFiniteError(f"loss is {result.loss}, gradient norm is {result.grad_norm}")
     clip_gradients(parameters, result.grad_norm, recipe.max_grad_norm)
-    update(optimizer)
-    optimizer.zero_grad(set_to_none=True)
+    of_fixed_size(optimizer.step, "the optimizer's update")
+    clear_gradients(optimizer, world)
     return result
 
 
