@@ -17,7 +17,7 @@ from sengi.model.checkpointing import Dial
 from sengi.model.cost import ModelCost
 from sengi.model.memory import MemoryForecast
 from sengi.recipe_sources import ResolvedRecipe
-from sengi.train.fit import LOOK_AT, Fit
+from sengi.train.memory_fit import LOOK_AT, Fit
 from sengi.train.run_plan import CPU_EFFICIENCY, RunPlan, make_plan
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from sengi.model.memory import STATE_BYTES
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train.advice import FEWEST_STEPS_OF_A_PHASE
-from sengi.train.fit import LOOK_AT, Fit
+from sengi.train.memory_fit import LOOK_AT, Fit
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
 # Share of the peak that a forecast assumes: 0.8 was measured on 2 CPU cores at 135M in float32 (docs/results); for

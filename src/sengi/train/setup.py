@@ -23,7 +23,7 @@ from sengi.recipe import DataEntry, Recipe
 from sengi.recipe_parts import BY_LENGTH, BY_PHASE
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train.distributed import World
-from sengi.train.fit import fit
+from sengi.train.memory_fit import fit
 from sengi.train.observer import Observer
 from sengi.train.optimizer_states import check_optimizer
 from sengi.train.run_plan import RunPlan, make_plan

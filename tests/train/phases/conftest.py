@@ -16,7 +16,7 @@ from tests.train.phases.phased_run import (
     Recipe,
 )
 
-from sengi.train import fit, setup
+from sengi.train import memory_fit, setup
 from sengi.train.loop import Loop
 from sengi.train.run_folder import RunFolder
 from sengi.train.snapshot import trained
@@ -55,7 +55,7 @@ def forecasts(monkeypatch: pytest.MonkeyPatch) -> None:
     def untraced(*_: Any, **__: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(fit, "trace_model", untraced)
+    monkeypatch.setattr(memory_fit, "trace_model", untraced)
     monkeypatch.setattr(setup, "peak_flops", lambda *_: 1e9)
 
 

@@ -10,7 +10,7 @@ from tests.model.tiny_folder import write_tiny_folder
 from tests.train.crash_harness import write_rows
 from tests.train.memory_run import ALONE
 
-import sengi.train.fit as module
+import sengi.train.memory_fit as module
 from sengi.cli.plan import memory_lines
 from sengi.errors import RecipeError
 from sengi.model.live_bytes import PHASES, MicroBatch
