@@ -29,7 +29,7 @@ LAYERS = [
     {"presets"},
     {"recipe_sources"},
     {"recipe", "storage", "environment", "evaluation", "statistics", "collective", "conversation"},
-    {"disk", "recipe_parts"},
+    {"cache", "disk", "recipe_parts"},
     {"errors"},
 ]
 RANK = {unit: number for number, units in enumerate(LAYERS) for unit in units}

@@ -13,10 +13,11 @@ import pytest
 from tests.model.tiny_folder import tiny_tokenizer
 from tests.model.tiny_folder import write_tiny_folder as write_model
 
+from sengi.cache import cache_folder
 from sengi.data import store as store_module
 from sengi.data import store_build, store_workers
 from sengi.data.formats import read_conversations
-from sengi.data.store import StoreOptions, TokenStore, cache_folder
+from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.errors import DataError
 from sengi.masks.batch import QuickMismatch

@@ -254,6 +254,8 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("SENGI_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model_cache() == tmp_path / ".cache" / "sengi" / "models"
+    monkeypatch.setenv("SENGI_CACHE", "~/kept")
+    assert model_cache() == tmp_path / "kept" / "models"
 
 
 @pytest.mark.real_model

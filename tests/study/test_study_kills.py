@@ -64,6 +64,8 @@ def kill_and_compare(folder: Path, kills: int, seed: int, space: dict[str, Any],
     for number, session in enumerate(killed[:-1]):
         later = [name for other in killed[number + 1 :] for name in other["started"]]
         assert not set(session["finished"]) & set(later)
+    # all runs of both studies, killed or not, read one store of the training data and one of the held-out data
+    assert len(list((folder / "cache" / "tokens").iterdir())) == 2
     # and every run has each of its steps once
     for run in (folder / "killed/runs").iterdir():
         assert [line["step"] for line in crash_harness.dynamics(run)] == list(range(1, budget // 4 + 1))

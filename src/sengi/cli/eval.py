@@ -179,7 +179,7 @@ def _unfinished(model: Path, suite: Suite) -> Path:
     import dataclasses
     import hashlib
 
-    from sengi.data.store import cache_folder
+    from sengi.cache import cache_folder
 
     asked = dataclasses.replace(suite, batch_tokens=1)
     name = hashlib.sha256(f"{model.resolve()} {asked}".encode()).hexdigest()[:32]

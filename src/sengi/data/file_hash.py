@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from sengi.data.store import cache_folder
+from sengi.cache import cache_folder
 from sengi.errors import DataError, StorageError
 from sengi.storage import create_folder, write_file
 

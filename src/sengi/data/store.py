@@ -13,7 +13,6 @@ options that decide what is in it; the same request finds the same store and ope
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,8 +175,3 @@ class TokenStore:
             }
             for number, name in enumerate(names)
         }
-
-
-def cache_folder() -> Path:
-    """Where stores and converted models are kept: ``$SENGI_CACHE``, else ``~/.cache/sengi``."""
-    return Path(os.environ.get("SENGI_CACHE") or Path.home() / ".cache" / "sengi")

@@ -20,11 +20,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from sengi.cache import cache_folder
 from sengi.data.file_hash import file_hash
 from sengi.data.files import find_files
 from sengi.data.formats import read_conversations
 from sengi.data.rows import NOTHING_TO_LEARN, RowError
-from sengi.data.store import VERSION, StoreOptions, TokenStore, cache_folder
+from sengi.data.store import VERSION, StoreOptions, TokenStore
 from sengi.data.store_workers import Row, blocks
 from sengi.data.store_write import Progress as _Progress
 from sengi.data.store_write import Writer as _Writer

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sengi.cache import cache_folder
 from sengi.data.rows import printable
 from sengi.errors import InputError
 from sengi.harness.lm_eval_tasks import LM_EVAL_VERSION, Entry, Kind, TaskIndex, TaskManager
@@ -79,8 +80,7 @@ def _rows(index: dict[str, Entry]) -> dict[str, list[Any]]:
 
 
 def _cache_file() -> Path:
-    folder = Path(os.environ.get("SENGI_CACHE") or Path.home() / ".cache" / "sengi").expanduser()
-    return folder / f"lm-eval-{LM_EVAL_VERSION}-tasks.json"
+    return cache_folder() / f"lm-eval-{LM_EVAL_VERSION}-tasks.json"
 
 
 def _stamp() -> list[Any]:

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from sengi.cache import cache_folder
 from sengi.errors import ModelError, class_and_text
 
 # name -> (package on PyPI, module whose folder holds the GGUF file, GGUF file)
@@ -54,9 +55,8 @@ def find_model(name: str, trust_remote_code: bool) -> Path:
 
 
 def model_cache() -> Path:
-    """The folder of converted models: ``$SENGI_CACHE/models``, else ``~/.cache/sengi/models``."""
-    root = os.environ.get("SENGI_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "sengi") / "models"
+    """The folder of converted models."""
+    return cache_folder() / "models"
 
 
 def _convert(path: Path, name: str) -> Path:
