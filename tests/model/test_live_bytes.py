@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 from tests.model.families import FAMILIES, VOCAB, family, small_model
+from tests.train.memory_run import small_recipe
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sengi.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.model.checkpointing import DIALS, checkpoint_layers, transformer_layers
 from sengi.model.live_bytes import FEW, LiveBytes, _few, _pack, _period, trace_micro_batch, trace_model
+from sengi.model.lora import add_adapter
 from sengi.model.supervised import prepare
 
 CPU = torch.device("cpu")
+Adapt = Callable[[PreTrainedModel], None]
 LENGTHS = [40, 33, 7]
 TARGETS = 50
 
@@ -24,12 +27,19 @@ def nothing(lm: PreTrainedModel) -> None:
     """Full fine-tuning: the plain model is what is trained."""
 
 
-def real_peak(name: str, dial: str, autocast: torch.dtype | None) -> int:
+def with_adapter(lm: PreTrainedModel) -> None:
+    """LoRA: what is trained is an adapter beside frozen weights."""
+    add_adapter(lm, small_recipe(use_peft=True, lora_r=4))
+
+
+def real_peak(name: str, dial: str, autocast: torch.dtype | None, adapt: Adapt = nothing) -> int:
     """The same counted while real numbers are computed."""
-    model = prepare(copy.deepcopy(family(name)))
+    lm = copy.deepcopy(family(name))
+    adapt(lm)
+    model = prepare(lm)
     checkpoint_layers(transformer_layers(model), dial)
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     data = _pack(LENGTHS, TARGETS)
     weights = torch.ones(len(data.targets))
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -49,6 +59,15 @@ def vars_of(data: object) -> list[torch.Tensor]:
 def test_a_trace_counts_what_the_real_computation_holds(name: str) -> None:
     traced = trace_micro_batch(build(name), LENGTHS, TARGETS, "none", CPU, None)
     assert max(traced.peaks.values()) == pytest.approx(real_peak(name, "none", None), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3, window"])
+def test_a_trace_counts_an_adapter(name: str) -> None:
+    pytest.importorskip("peft", reason="needs the extra lora")
+    config = copy.deepcopy(family(name).config)
+    traced = trace_model(config, with_adapter, LENGTHS, TARGETS, "none", CPU, None)
+    assert max(traced.peaks.values()) == pytest.approx(real_peak(name, "none", None, with_adapter), rel=0.01)
+    assert traced.peaks != trace_model(config, nothing, LENGTHS, TARGETS, "none", CPU, None).peaks
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,7 @@ def test_the_plan_says_where_the_evidence_is_of_full_fine_tuning(
         capsys.readouterr()
         assert run(["plan", str(recipe), "--json"]) == 0
         plan = json.loads(capsys.readouterr().out)
+        assert not any("rough guess" in note for note in plan["warnings"])  # the memory of an adapter is traced
         return [note for note in plan["warnings"] if "full fine-tuning" in note], plan["reasons"]
 
     notes, _ = said()

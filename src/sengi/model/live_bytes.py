@@ -175,7 +175,8 @@ def trace_micro_batch(
     """Bytes of forward and backward of one micro-batch that is not a step's first: gradients are there, not counted.
 
     Args:
-        build: makes the model on the default device; called under FakeTensorMode.
+        build: makes the model on the default device, which is "meta": peft moves the layers it wraps, and fake tensors
+            cannot be moved in place.
         documents: tokens of each document of the pack.
         targets: supervised targets in it.
         dial: activation checkpointing.
@@ -183,9 +184,11 @@ def trace_micro_batch(
         autocast: dtype of the computation, or None.
     """
     pack = _pack(documents, targets)
+    with torch.device("meta"):
+        lm = build().eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device(device):
-            lm = build().eval()
+            _move(lm, device)
             make_padding_free(lm)
             model = SupervisedModel(lm)
             checkpoint_layers(transformer_layers(model), dial)
@@ -197,6 +200,16 @@ def trace_micro_batch(
         known = [*lm.parameters(), *lm.buffers(), *(p.grad for p in trained if p.grad is not None)]
         with LiveBytes(known) as live:
             return _run(model, pack, weights, live, autocast)
+
+
+def _move(lm: PreTrainedModel, device: torch.device) -> None:
+    """Put tensors without content on ``device`` in place of those on "meta"; tied ones stay tied."""
+    weights = {p: torch.nn.Parameter(torch.empty_like(p, device=device), p.requires_grad) for p in lm.parameters()}
+    for module in lm.modules():
+        for name, weight in module.named_parameters(recurse=False, remove_duplicate=False):
+            module.register_parameter(name, weights[weight])
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
 def _run(
