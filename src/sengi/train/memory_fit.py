@@ -5,6 +5,7 @@ Rank 0 decides for all, by the free memory of the rank that has the least.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,8 @@ def fit(
         dtype: of the computation.
         earlier: plan.json of the run that is continued: what it chose stays.
     """
+    if recipe.optim == "adamw_bnb_8bit":
+        importlib.import_module("bitsandbytes")  # loaded later otherwise, and not counted
     resident = resident_memory() if world.device.type == "cpu" else 0
     share = ranks_here() if world.device.type == "cpu" else 1
     free = min(world.gather(available_memory(world.device, share) + resident))
