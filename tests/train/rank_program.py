@@ -112,9 +112,11 @@ def main() -> None:
         # a second group in the same processes must not meet the addresses of the first: a store of its own
         os.environ.update(TORCHELASTIC_USE_AGENT_STORE="False", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=here or size)
-        train(resolve_recipe(recipe))
-        if world.first:
-            ended.touch()
+        try:
+            train(resolve_recipe(recipe))
+        finally:  # the others shall not wait for a run that failed
+            if world.first:
+                ended.touch()
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def clear_gradients(optimizer: torch.optim.Optimizer, world: World) -> None:
 
     One process on a CPU keeps their memory, as zeros: made anew in each step they would lie among the activations of
     its first micro-batch, and the heap would grow by what no longer fits between them (docs/memory.md). Elsewhere they
-    are released.
+    are released. A trained weight that no sample uses then has a gradient of zero, not none: weight decay reaches it.
     """
     keep = world.size == 1 and world.device.type == "cpu"
     optimizer.zero_grad(set_to_none=not keep)
