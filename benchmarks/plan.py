@@ -31,7 +31,7 @@ def plan_epoch(lengths: Int64s, ranks: int) -> int:
     """Order and pack one epoch; returns its number of steps."""
     plan = StepPlan(len(lengths), BATCH, num_epochs=1, seed=42)
     for step in range(1, plan.num_steps + 1):
-        pack_step(lengths[plan.step_samples(step)], BUDGET, ranks, ATTENTION_COST)
+        pack_step(lengths[plan.step_samples(step)], BUDGET, ranks, ATTENTION_COST, halves=True)
     return plan.num_steps
 
 
@@ -64,7 +64,7 @@ def fullness(samples: int, ranks: int, steps: int = 20) -> Table:
         least, made, fills = 0, 0, []
         for step in looked:
             mine = lengths[plan.step_samples(step)]
-            packs = pack_step(mine, BUDGET, count, ATTENTION_COST)
+            packs = pack_step(mine, BUDGET, count, ATTENTION_COST, halves=True)  # as training packs
             least += -(-int(mine.sum()) // BUDGET)
             made += sum(len(rank) for rank in packs.ranks)
             fills.append(packs.fill(BUDGET))

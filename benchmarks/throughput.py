@@ -131,7 +131,7 @@ def write_rows(store: TokenStore, out: Path) -> None:
 
 def computed_tokens(store: TokenStore, budget: int, attention_cost: float) -> int:
     """Tokens that go through our layers in a step over the whole store; lean packs leave some out."""
-    packs = pack_step(store.lengths, budget, attention_cost=attention_cost)
+    packs = pack_step(store.lengths, budget, attention_cost=attention_cost, halves=True)
     return sum(make_pack(store.samples(pack), lean=True).input_ids.numel() for pack in packs.ranks[0])
 
 

@@ -167,10 +167,11 @@ def test_a_budget_of_billions_costs_no_memory() -> None:
     assert [sorted(pack.tolist()) for pack in packs.ranks[0]] == [[0, 1, 2]]
 
 
-def test_packs_are_full_at_the_papers_batch() -> None:
+@pytest.mark.parametrize("halves", [False, True])
+def test_packs_are_full_at_the_papers_batch(halves: bool) -> None:
     # 3,840 samples of instruction-tuning lengths and a budget of 4,096: at least 99% full
     lengths = np.clip(np.random.default_rng(4).lognormal(5.5, 0.8, 3840), 8, 4096).astype(np.int64)
-    assert pack_step(lengths, 4096).fill(4096) > 0.99
+    assert pack_step(lengths, 4096, halves=halves).fill(4096) > 0.99
 
 
 def test_turns_pair_packs_of_like_cost() -> None:
