@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,9 @@ def write_root(root: Path) -> Path:
     return root
 
 
-def write_bbh(path: Path) -> None:
+def write_bbh(path: Path, names: Iterable[str] = BBH.split()) -> None:
     with tarfile.open(path, "w:xz") as archive:
-        for name in BBH.split():
+        for name in names:
             answer = "Yes" if name == "navigate" else "True"
             document = {"canary": "x", "examples": [{"input": f"{name} {n}?", "target": answer} for n in range(3)]}
             data = json.dumps(document).encode()

@@ -14,7 +14,7 @@ from tests.model.tiny_folder import tiny_model, tiny_tokenizer, write_tiny_folde
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from sengi.errors import InputError, NonFiniteError
-from sengi.inference.generation import Generator
+from sengi.inference.generation import Generator, _rows_at_a_time
 from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.stream import stream_reply
 
@@ -104,15 +104,30 @@ def test_no_token_is_computed_twice_and_finished_rows_leave(monkeypatch: pytest.
     shared = ids(200, 1)
     requests = [GenerationRequest(shared + ids(3 + i, i), new) for i, new in enumerate((1, 30, 2, 25, 4, 3))]
     try:
-        GENERATOR.generate(requests, batch_tokens=330)
+        GENERATOR.generate(requests, batch_tokens=80)
     finally:
         handle.remove()
     written = [len(by_transformers(MODEL, r.prompt, r.max_new_tokens)) for r in requests]
     assert written == [r.max_new_tokens for r in requests]  # none met a stop token, or the sum would differ
     assert sum(seen) == 200 + sum(3 + i for i in range(6)) + sum(n - 1 for n in written)
-    # Two rows at most (330 - 200 over 8 + 30 would be three, the longest is 34): steps are shared.
+    # Four times 80 tokens are kept while they make no more than eight rows: (320 - 200) over 34, the longest.
     assert max(n for n in seen if n < 4) == 3
     assert len(seen) < 1 + 6 + sum(n - 1 for n in written)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "longest", "batch_tokens", "rows"),
+    [
+        (0, 1636, 4096, 8),  # IFEval writes 1,280 tokens: two rows would leave the processor waiting
+        (0, 4000, 4096, 4),  # not more than four times the tokens
+        (800, 356, 4096, 9),  # GSM8K: as many as were asked for, no more
+        (0, 100, 4096, 40),
+        (0, 1636, 512, 1),  # who asks for less memory gets it
+        (0, 9000, 512, 1),  # one row always
+    ],
+)
+def test_rows_at_a_time(prefix: int, longest: int, batch_tokens: int, rows: int) -> None:
+    assert _rows_at_a_time(prefix, longest, batch_tokens) == rows
 
 
 def test_stop_strings_cut_the_text() -> None:

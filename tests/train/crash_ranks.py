@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +37,7 @@ def become(rank: int, port: int, silence: str, raises: bool) -> None:
         loop.pack_step = fail
 
 
-def lose(server: Server, child: Callable[..., Any], verb: str, victim: int) -> dict[str, Any]:
+def lose(server: Server, child: Callable[..., Any], verb: str, victim: int, port: int) -> dict[str, Any]:
     """Start two ranks, lose one while they train, look how both end, and continue the run on one.
 
     Args:
@@ -46,11 +45,10 @@ def lose(server: Server, child: Callable[..., Any], verb: str, victim: int) -> d
         child: its class of processes.
         verb: ``kill``, ``freeze`` or ``raise``.
         victim: the rank it happens to.
+        port: where the ranks meet.
     """
     name = f"{verb}-{victim}"
     recipe, run = server.recipe(name, STEPS, keep=2), server.root / name / "run"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     ranks = [
         child(recipe, None, partial(become, rank, port, SILENCE.get(verb, "20"), verb == "raise" and rank == victim))
         for rank in (0, 1)

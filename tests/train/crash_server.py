@@ -297,9 +297,9 @@ class Server:
             shutil.rmtree(run.parent)
             number += stride
 
-    def lost_rank(self, verb: str, victim: int) -> dict[str, Any]:
+    def lost_rank(self, verb: str, victim: int, port: int) -> dict[str, Any]:
         """Two processes of which one is lost while they train."""
-        return crash_ranks.lose(self, Child, verb, victim)
+        return crash_ranks.lose(self, Child, verb, victim, port)
 
     def _calls_of_a_session(self, base: Path) -> list[str]:
         """The storage calls of a session from ``base`` that meets no fault, by name."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from crash_harness import ask
+from tests.warm import free_ports
 
 from sengi.errors import DataError, InputError, RankError, StoppedByRequest
 from sengi.train import lifeline
@@ -33,7 +34,7 @@ AGAIN = "all processes of the run were ended: run the same command again to cont
     ],
 )
 def test_all_ranks_stop_with_the_first_cause(verb: str, victim: int) -> None:
-    result = ask("lost_rank", verb=verb, victim=victim)
+    result = ask("lost_rank", verb=verb, victim=victim, port=free_ports(1)[0])
     print(result)
     other = 1 - victim
     place = f"rank {victim} (process {result['pids'][victim]} on {socket.gethostname()})"

@@ -32,6 +32,15 @@ from sengi.inference.vllm_engine import VllmEngine, use_vllm
 from sengi.model.context import context_length
 
 OnGenerated = Callable[[list[int], list[str]], None]
+# A step reads all weights, for one row as for many: with fewer rows than these a processor waits for its memory, so
+# they may keep up to so many times the tokens that were asked for
+ROWS_WORTH, STRETCH = 8, 4
+
+
+def _rows_at_a_time(prefix: int, longest: int, batch_tokens: int) -> int:
+    """Rows of ``longest`` own tokens each, behind a shared prefix."""
+    within, stretched = ((tokens - prefix) // longest for tokens in (batch_tokens, STRETCH * batch_tokens))
+    return max(1, within, min(ROWS_WORTH, stretched))
 
 
 class Generator:
@@ -87,7 +96,8 @@ class Generator:
         Args:
             requests: what to write.
             batch_tokens: most tokens whose keys and values are kept at a time: those of a shared prefix, and rows
-                times (longest prompt after it + longest text).
+                times (longest prompt after it + longest text); up to four times as many while that makes no more
+                than eight rows.
             on_generated: called when texts are finished with the indices of their requests and the texts.
 
         Returns:
@@ -135,7 +145,7 @@ class Generator:
         # Longest first: what does not fit in memory fails at once or never. From the end of the list it is cheap.
         waiting.sort(key=lambda row: (len(row.request.prompt) + row.limit, -row.index))
         longest = len(waiting[-1].request.prompt) + waiting[-1].limit - group.prefix
-        count = min(len(waiting), max(1, (batch_tokens - group.prefix) // longest))
+        count = min(len(waiting), _rows_at_a_time(group.prefix, longest, batch_tokens))
         slots = SlotModel(self._model, count)
         if group.prefix:
             slots.share(waiting[0].request.prompt[: group.prefix])
