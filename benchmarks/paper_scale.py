@@ -57,7 +57,7 @@ def row(lengths: Int64s, plan: StepPlan, ranks: int, budget: int) -> tuple[objec
     for step in steps:
         began = time.process_time()
         mine = lengths[plan.step_samples(int(step))]
-        packs = pack_step(mine, budget, ranks, ATTENTION_COST)
+        packs = pack_step(mine, budget, ranks, ATTENTION_COST, halves=True)
         seconds.append(time.process_time() - began)
         costs = mine + ATTENTION_COST * mine.astype(np.float64) ** 2
         totals = np.array([sum(costs[pack].sum() for pack in rank) for rank in packs.ranks])

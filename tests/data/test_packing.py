@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sengi.data.packing import StepPacks, pack_lengths, pack_step
+from sengi.data.packing import TURNS_FOR_HALVES, StepPacks, pack_lengths, pack_step
 from sengi.errors import InputError
 
 BUDGETS = st.integers(8, 300)
@@ -67,15 +67,18 @@ def test_halves_are_packed_apart(step) -> None:
     lengths, budget, ranks, cost = step
     mixed, apart = (pack_step(lengths, budget, ranks, cost, halves=halves) for halves in (False, True))
     assert mixed.half is None
-    if ranks > 1 or mixed.num_packs < 2:  # nothing to tell apart
+    if len(mixed.ranks[0]) < (2 if ranks == 1 else TURNS_FOR_HALVES):  # nothing to tell apart, or too little
         assert apart.half is None
         assert [pack.tolist() for pack in slots(apart)] == [pack.tolist() for pack in slots(mixed)]
         return
-    packs, middle = apart.ranks[0], len(lengths) // 2
-    assert sorted(np.concatenate(packs[: apart.half]).tolist()) == list(range(middle))
-    assert sorted(np.concatenate(packs[apart.half :]).tolist()) == list(range(middle, len(lengths)))
+    middle, parts = len(lengths) // 2, (slice(apart.half), slice(apart.half, None))
+    first, second = ([pack for rank in apart.ranks for pack in rank[part]] for part in parts)
+    assert sorted(np.concatenate(first).tolist()) == list(range(middle))
+    assert sorted(np.concatenate(second).tolist()) == list(range(middle, len(lengths)))
+    packs = first + second
     assert all(lengths[pack].sum() <= budget for pack in packs)
-    assert (apart.num_packs, apart.tokens) == (len(packs), mixed.tokens)
+    assert len({len(rank) for rank in apart.ranks}) == 1
+    assert (apart.num_packs, apart.tokens) == (sum(len(pack) > 0 for pack in packs), mixed.tokens)
 
 
 @settings(max_examples=80)

@@ -124,6 +124,10 @@ def test_ranks_share_what_fsdp_splits() -> None:
     assert two.parts["gathered weights"] == 4 * (2_000_000 + 3 * 1_000_000)
     each = forecast(later=1.0, sharing=Sharing(2, reduced_each=True))
     assert each.parts["gradients"] == one.parts["gradients"] // 2
+    # a step that is reduced at its middle, too: the second half's whole gradients beside a share of the first's
+    halved = forecast(later=1.0, sharing=Sharing(2, halved=True))
+    assert halved.parts["gradients"] == one.parts["gradients"] * 3 // 2
+    assert forecast(later=1.0, sharing=Sharing(2, reduced_each=True, halved=True)).parts == each.parts
     kept = forecast(later=1.0, sharing=Sharing(2, kept=True))
     assert kept.parts["gathered weights"] == 4 * 10_000_000
 

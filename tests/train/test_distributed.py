@@ -104,7 +104,7 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
     scored = write_recipe(folder, 2, longest, "token", eval_tasks=[f"questions:{folder / 'own.jsonl'}"])
     found[2]["scored"] = [folder / "runs" / scored.stem]
     launched.append(f"2:{scored}")
-    launched += ways_to_shard(folder, longest, found)
+    launched += ways_to_shard(folder, longest, found) + whole_batches(folder, longest, found)
     launch(folder, max(BUDGETS), launched)
     train(resolve_recipe(folder / f"{found[4]['resharded'][0].name}.json"))  # from step 8 of four, on one
     return found
@@ -123,6 +123,18 @@ def ways_to_shard(folder: Path, longest: int, found: dict[int, dict[str, list[Pa
     chain = [f"{size}:{moved}@{step}" for size, step in (("2", 2), ("4/2", 4), ("4", 6))]
     # of the last one only steps 7 and 8 count: a run of no more processes goes back to 8
     return [f"{size}:{path}" for size, path in recipes] + chain + [f"0:{moved}@8"]
+
+
+def whole_batches(folder: Path, longest: int, found: dict[int, dict[str, list[Path]]]) -> list[str]:
+    """All samples in one step: enough micro-batches a rank for gradients to be reduced at the middle of the step."""
+    whole, hybrid = {"effective_batch_size": SAMPLES}, {"fsdp_sharding_strategy": "hybrid_shard"}
+    each = {"fsdp_gradient_reduction": "micro_batch"}
+    alone = write_recipe(folder, 1, longest, "token", **whole)
+    train(resolve_recipe(alone))
+    ways = [("2", 2, whole), ("2", 2, whole | each), ("4/2", 4, whole | hybrid), ("4/2", 4, whole | hybrid | each)]
+    recipes = [(size, write_recipe(folder, world, longest, "token", **keys)) for size, world, keys in ways]
+    found[4]["whole"] = [folder / "runs" / path.stem for _, path in [("1", alone), *recipes]]
+    return [f"{size}:{path}" for size, path in recipes]
 
 
 def launch(folder: Path, world: int, runs: list[str]) -> None:
@@ -167,6 +179,18 @@ def test_ways_to_shard_change_nothing(runs: dict[int, dict[str, list[Path]]]) ->
     hybrid, full = ((run / "checkpoint-9" / "training_state").iterdir() for run in runs[4]["ways"])
     assert sorted(path.name for path in hybrid) == ["layout.json", *(f"rank-0000{r}-00000.safetensors" for r in (0, 1))]
     assert len(list(full)) == 5
+
+
+# The first half of a step's samples is the same on any number of ranks, and so is its gradient.
+def test_the_norm_of_a_half_is_that_of_one_process(runs: dict[int, dict[str, list[Path]]]) -> None:
+    alone, *others = (dynamics(run) for run in runs[4]["whole"])
+    assert len(others) == 4
+    for lines in others:
+        for mine, wanted in zip(lines, alone, strict=True):
+            assert 0.3 < wanted["half_share"] < 0.7
+            assert wanted["half_grad_norm"] > wanted["grad_norm"]
+            for key in ("loss", "grad_norm", "half_grad_norm", "half_share"):
+                assert mine[key] == pytest.approx(wanted[key], rel=1e-4), key
 
 
 # A checkpoint of one process goes on with two, theirs with two machines of two, theirs with four, theirs with one.

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from sengi.errors import InputError
 
 Int64s = NDArray[np.int64]
+# Packs that each of several ranks needs before the halves of a step are told apart: the middle of the step is a second
+# reduction of gradients, and may leave a second turn that is not full
+TURNS_FOR_HALVES = 4
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class StepPacks:
             have the same number of packs; an empty array is a rank's turn with nothing to do.
         num_packs: packs that hold samples.
         tokens: tokens of the step.
-        half: the first so many packs hold the first half of the samples; None where the halves are mixed.
+        half: the first so many packs of every rank hold the first half of the samples; None where the halves are mixed.
     """
 
     ranks: list[list[Int64s]]
@@ -61,9 +64,9 @@ def pack_step(
         world_size: ranks.
         attention_cost: cost of one squared token in units of the cost of a token: a sample of length L costs
             ``L + attention_cost * L**2``.
-        halves: where one rank needs several packs, have the first ones hold the first half of the samples, at the
-            price of one pack more at most times. Samples come in random order, so these are random halves, whose
-            gradients tell noise from signal; packs, filled longest samples first, are not.
+        halves: where one rank needs several packs, or each of several ranks four, have the first ones hold the first
+            half of the samples, at the price of one pack more at most times. Samples come in random order, so these
+            are random halves, whose gradients tell noise from signal; packs, filled longest samples first, are not.
 
     Raises:
         InputError: a sample is longer than the budget.
@@ -72,21 +75,23 @@ def pack_step(
     order = np.argsort(-lengths, kind="stable")
     costs = lengths + attention_cost * lengths.astype(np.float64) ** 2
     bins, count = _best_fit(lengths, order, budget)
-    if halves and world_size == 1 and count > 1:
-        return _in_halves(lengths, budget, attention_cost)
-    slots = -(-count // world_size) * world_size
+    turns = -(-count // world_size)
+    if halves and turns >= (2 if world_size == 1 else TURNS_FOR_HALVES):
+        return _in_halves(lengths, budget, world_size, attention_cost)
+    slots = turns * world_size
     if slots > count:  # there is slack: spread the samples evenly over all slots instead
         even, fits = _longest_first(lengths, costs, order, budget, slots)
         bins = even if fits else _split_bins(bins, order, count, slots)
     return _assign(bins, costs, lengths, slots, world_size)
 
 
-def _in_halves(lengths: Int64s, budget: int, attention_cost: float) -> StepPacks:
+def _in_halves(lengths: Int64s, budget: int, world_size: int, attention_cost: float) -> StepPacks:
     middle = len(lengths) // 2
-    first = pack_step(lengths[:middle], budget, 1, attention_cost).ranks[0]
-    second = [pack + middle for pack in pack_step(lengths[middle:], budget, 1, attention_cost).ranks[0]]
-    packs = first + second
-    return StepPacks([packs], len(packs), int(lengths.sum()), len(first))
+    first, second = (
+        pack_step(half, budget, world_size, attention_cost) for half in (lengths[:middle], lengths[middle:])
+    )
+    ranks = [mine + [pack + middle for pack in more] for mine, more in zip(first.ranks, second.ranks, strict=True)]
+    return StepPacks(ranks, first.num_packs + second.num_packs, int(lengths.sum()), len(first.ranks[0]))
 
 
 def _room(lengths: Int64s, budget: int) -> int:

@@ -25,7 +25,7 @@ LATER = 60 << 20
 # What glibc's heap holds beside what is in use. Blocks below 32 MiB come from it, PyTorch asks for them at multiples of
 # 64 bytes, and a freed block has then no room for one of its own size: each layer leaves a part of what it frees.
 # Shares of activations, of activations that are computed again, and of layers' weights that are gathered (fitted)
-HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.2, 0.4, 1.4
+HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.3, 0.4, 1.4
 HELD_CUDA = 0.08  # of what comes and goes: PyTorch's CUDA allocator rounds and splits its segments (not measured here)
 COPIED = 0.5  # of the free memory, at most, that the copies of background saves take (train/background_save.py)
 FITS = 0.9  # share of the free memory that an automatic choice fills: the forecast is good to 10%
@@ -95,11 +95,13 @@ class Sharing:
         shards: processes that each parameter is split over; 1 without sharding.
         kept: gathered weights stay from the forward to the backward pass.
         reduced_each: every micro-batch reduces gradients; else they are held whole until the last one does.
+        halved: the first half of a step is reduced on its own (data/packing.py): the second comes beside it.
     """
 
     shards: int = 1
     kept: bool = False
     reduced_each: bool = False
+    halved: bool = False
 
 
 def forecast_memory(
@@ -161,6 +163,7 @@ def _moments(
     own = whole // sharing.shards
     # between two micro-batches, or at the end of the only one
     begun = own if sharing.shards > 1 and (sharing.reduced_each or not later) else whole
+    beside = own if sharing.shards > 1 and sharing.halved and not sharing.reduced_each else 0
     gathered = _gathered(sizes, sharing)
     phase = max(PHASES[:-1], key=lambda name: largest.peaks[name])
     peak, kept = int(largest.peaks[phase]), int(min(largest.saved, largest.peaks[phase]))
@@ -173,7 +176,7 @@ def _moments(
             "gathered weights": gathered,
         },
         "a later micro-batch": {
-            "gradients": begun,
+            "gradients": begun + beside,
             "activations": int(later * kept),
             work: int(later * (peak - kept)),
             "gathered weights": gathered,
@@ -181,7 +184,7 @@ def _moments(
         if later
         else {"gradients": 0},
         "the end of a backward pass": {
-            "gradients": begun,
+            "gradients": begun + beside,
             "backward": int(largest.peaks[PHASES[-1]]),
             "gathered weights": gathered,
         },

@@ -120,7 +120,7 @@ def _early_signals(field: Field) -> ClaimResult:
         return lacking(8, f"fewer than {FEWEST} settings have enough steps in the early window, or all end the same")
     if math.isnan(found[-1].value):
         missing = "norms of different batch sizes compare only without their noise, and too few runs measured it"
-        return lacking(8, f"{missing}: it takes two micro-batches a step or more, in one process")
+        return lacking(8, f"{missing}: it takes two micro-batches a step or more, on several processes four each")
     both = [found[0], found[-1]]
     weaker = min(both, key=lambda one: one.expected * one.value)
     low, high = sorted((weaker.expected * weaker.low, weaker.expected * weaker.high))

@@ -6,7 +6,7 @@ Rank 0 decides for all, by the free memory of the rank that has the least.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -147,36 +147,37 @@ class Forecaster:
         self.micro_batch = cache(self._micro_batch)  # that of `none` is asked for at every dial
 
     def _forecast(self, dial: Dial, budget: int) -> MemoryForecast:
-        lengths, targets, later = self._largest_pack(budget)
+        lengths, targets, later, halved = self._largest_pack(budget)
         largest, whole = (self.micro_batch(tuple(lengths), targets, one) for one in (dial, "none"))
         return forecast_memory(
             self._sizes(),
             largest,
             again=whole.saved - largest.saved,
             later=later / sum(lengths),
-            sharing=self.sharing,
+            sharing=replace(self.sharing, halved=halved),
             device=self.world.device,
             resident=self.resident,
             copied=self._exported() if self.recipe.save_in_background and self._saves_on_the_way() else None,
             available=self.available,
         )
 
-    def _largest_pack(self, budget: int) -> tuple[list[int], int, int]:
-        """Lengths and targets of the largest micro-batch, and tokens of the largest that is not a rank's first."""
+    def _largest_pack(self, budget: int) -> tuple[list[int], int, int, bool]:
+        """Lengths and targets of the largest micro-batch, tokens of the largest that is not a rank's first, halves."""
         steps, store = self.steps, self.store
         budget = max(budget, int(store.lengths.max()))  # the plan refuses one that is smaller
         largest: tuple[int, list[int], int] = (0, [], 0)
-        later = 0
+        later, halved = 0, False
         for number in steps.some_steps(LOOK_AT):
             samples = steps.step_samples(number)
             packs = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost, halves=True)
+            halved = halved or packs.half is not None
             for rank in packs.ranks:
                 for turn, members in enumerate(samples[pack] for pack in rank if len(pack)):
                     tokens = int(store.lengths[members].sum())
                     later = max(later, tokens) if turn else later
                     if tokens > largest[0]:
                         largest = (tokens, store.lengths[members].tolist(), int(store.supervised[members].sum()))
-        return largest[1], largest[2], later
+        return largest[1], largest[2], later, halved
 
     def _exported(self) -> int:
         """Bytes of the weights of a checkpoint's files, where they are no part of its state (train/snapshot.py)."""

@@ -76,14 +76,14 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_here()
 
 
-def reduce_gradients(model: nn.Module, last: bool, each: bool) -> None:
+def reduce_gradients(model: nn.Module, whole: bool, each: bool) -> None:
     """Say whether the next backward pass sends gradients over the network.
 
     Args:
         model: sharded or not.
-        last: the next micro-batch is the step's last.
-        each: every micro-batch reduces, within a machine where sharding is hybrid; between machines only the last.
+        whole: the gradient of all ranks is wanted after the next micro-batch: the step's last, or its first half's.
+        each: every micro-batch reduces, within a machine where sharding is hybrid; between machines only these two.
     """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last or each)
-        model.set_requires_all_reduce(last)
+        model.set_requires_gradient_sync(whole or each)
+        model.set_requires_all_reduce(whole)

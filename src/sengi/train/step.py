@@ -35,8 +35,7 @@ class StepResult:
 
     ``half_grad_norm`` is the norm of the mean gradient of the first half of the samples and ``half_share`` their share
     of the step's weight: two norms of one step tell signal from noise (statistics/gradient_noise.py). None where no
-    micro-batch ends there (``StepPacks.half``), and on several ranks, where gradients of single ranks are gone before
-    they could be measured.
+    micro-batch ends there (``StepPacks.half``).
     ``computed_tokens`` are those that went through the layers, on all ranks: fewer than the step's, as packs are lean.
     """
 
@@ -93,12 +92,13 @@ def run_step(
     """
     guard = guard or MemoryGuard(model, world)
     step_targets = int(store.supervised[samples].sum())
-    total = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss and computed tokens
+    # loss, computed tokens, weight of the first half
+    total = torch.zeros(3, dtype=torch.float64, device=world.device)
     of_fixed_size(partial(clear_gradients, optimizer, world), "the gradients")
     data_seconds = 0.0
     mine = packs.ranks[world.rank]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    share, half_share, half_norm = 0.0, 0.0, None
+    half_norm = None
     work = partial(_forward_backward, model, world, autocast)
     idle = partial(work, make_pack([]).to(world.device), torch.zeros(0, device=world.device))
     lean = bool(getattr(model, "padding_free", False))  # else each document is a call of its own
@@ -107,18 +107,19 @@ def run_step(
         started = time.perf_counter()
         pack = make_pack(store.samples(samples[members]), lean)
         weights = target_weights(pack, recipe.loss_reduction, step_targets, len(samples))
-        share += float(weights.double().sum())
+        if packs.half is not None and number < packs.half:
+            total[2] += weights.double().sum()
         pack, weights = pack.to(world.device), weights.to(world.device)
         data_seconds += time.perf_counter() - started
-        reduce_gradients(model, number == len(mine) - 1, reduce_each)
+        reduce_gradients(model, number + 1 in (packs.half, len(mine)), reduce_each)
         tokens = int(store.lengths[samples[members]].sum())
         total[0] += guard.micro_batch(partial(work, pack, weights), idle, (tokens, len(members)))
         total[1] += pack.input_ids.numel() if len(members) else 0
         if number + 1 == packs.half:
-            half_norm, half_share = gradient_norm(parameters, world), share  # read at the end: no wait for the GPU
+            half_norm = gradient_norm(parameters, world)  # read at the end: no wait for the GPU
     if world.size > 1:
         guard.agree()
-    loss, computed = world.sum(total).tolist()
+    loss, computed, half_share = world.sum(total).tolist()
     result = StepResult(
         loss,
         float(gradient_norm(parameters, world)),
