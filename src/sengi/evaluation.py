@@ -15,7 +15,8 @@ class Evaluation:
 
     Attributes:
         scores: one dict a task, metric and group: ``task``, ``metric``, ``group`` (``all``, ``group=...``,
-            ``topic=...``), ``value``, its 95% interval ``low`` to ``high``, and ``n``, the questions it rests on.
+            ``topic=...``), ``value``, its 95% interval ``low`` to ``high``, and ``n``, the questions it rests on;
+            of lm-eval's tasks also ``higher_is_better``, as the task has it.
         items: one dict a question and metric: ``task``, ``id``, ``metric``, ``correct`` (0 or 1, or the metric's
             value), ``prediction``, ``answer``, ``question``, ``group``, ``topic``; ``weight`` in the metric's mean
             where it is not 1; where the whole prompt is known, its SHA-256 as ``prompt_hash``. Items of lm-eval's

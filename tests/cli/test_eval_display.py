@@ -16,7 +16,7 @@ STEPS = {0: 0.1, 10: 0.4, 20: 0.75}  # share of 40 questions that are right
 
 
 def line(task: str, metric: str, group: str = "all") -> ScoreLine:
-    points = [Point(step, 8 * step, share, share - 0.1, share + 0.1, 40) for step, share in STEPS.items()]
+    points = [Point(step, 8 * step, share, share - 0.1, share + 0.1, 40, True) for step, share in STEPS.items()]
     column, _, value = group.partition("=")
     items = {
         step: by_task(
@@ -65,5 +65,5 @@ def test_tasks_of_a_group_are_counted_not_printed(capsys: pytest.CaptureFixture[
 
 
 def test_without_a_checkpoint_nothing_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    base = score_line("own", "accuracy", "all", [Point(0, 0, 0.1, 0.0, 0.2, 40)], {})
+    base = score_line("own", "accuracy", "all", [Point(0, 0, 0.1, 0.0, 0.2, 40, True)], {})
     assert printed(capsys, [base]).endswith("chosen by own/accuracy: no checkpoint is scored")

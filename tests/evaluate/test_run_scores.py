@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sengi.evaluate.run_evaluations import Point
+from sengi.evaluate.run_evaluations import Point, timelines
 from sengi.evaluate.run_scores import by_task, score_line
 
 Right = dict[int, list[float]]  # step -> result of each question
@@ -16,7 +16,7 @@ Right = dict[int, list[float]]  # step -> result of each question
 
 def points(right: Right, samples_a_step: int = 10) -> list[Point]:
     return [
-        Point(step, step * samples_a_step, float(np.mean(row)), float(np.mean(row)) - 0.1, math.nan, len(row))
+        Point(step, step * samples_a_step, float(np.mean(row)), float(np.mean(row)) - 0.1, math.nan, len(row), True)
         for step, row in right.items()
     ]
 
@@ -71,7 +71,7 @@ def test_lower_is_better_and_weights_count() -> None:
         for step, row in losses.items()
     }
     means = {step: float(np.average(row, weights=[1, 4] * 10)) for step, row in losses.items()}
-    line = score_line("heldout_x", "loss", "all", [Point(s, s, m, m, m, 20) for s, m in means.items()], weighted)
+    line = score_line("heldout_x", "loss", "all", [Point(s, s, m, m, m, 20, False) for s, m in means.items()], weighted)
     assert not line.higher_is_better
     assert line.uncorrected == ""
     assert line.naive is not None
@@ -109,7 +109,7 @@ def test_a_group_is_pooled_where_its_tasks_make_it_up() -> None:
     }
     assert score_line("mmlu", "acc", "all", points(RIGHT), pooled).uncorrected == ""
     equal = [  # the plain mean of the two tasks is another number
-        Point(step, step, (np.mean(row[:10]) + np.mean(row[10:])) / 2, 0, 1, 40) for step, row in RIGHT.items()
+        Point(step, step, (np.mean(row[:10]) + np.mean(row[10:])) / 2, 0, 1, 40, True) for step, row in RIGHT.items()
     ]
     assert "no mean" in score_line("mmlu", "acc", "all", equal, pooled).uncorrected
 
@@ -135,6 +135,20 @@ def test_nothing_but_the_base_is_no_choice() -> None:
 
 
 def test_scores_that_are_no_numbers_are_left_out() -> None:
-    broken = [Point(1, 1, math.nan, math.nan, math.nan, 20), *points(RIGHT)]
+    broken = [Point(1, 1, math.nan, math.nan, math.nan, 20, True), *points(RIGHT)]
     line = score_line("own", "acc", "all", broken, items(RIGHT))
     assert [point.step for point in line.points] == [2, 4, 8]
+
+
+# The direction comes with the score: fewer stereotypes are better, though "pct_stereotype" does not say so by its name.
+def test_the_best_is_by_the_direction_that_the_score_carries() -> None:
+    def evaluation(step: int, value: float) -> dict[str, Any]:
+        row = {"task": "crows", "metric": "pct_stereotype", "group": "all", "value": value, "low": None, "high": None}
+        return {"samples_seen": 8 * step, "scores": [row | {"n": 40, "higher_is_better": False}]}
+
+    evaluations = {step: evaluation(step, value) for step, value in ((1, 0.875), (2, 0.125), (3, 0.5))}
+    [(key, points)] = timelines(evaluations).items()
+    line = score_line(*key, points, {})
+    assert not line.higher_is_better
+    assert line.naive is not None
+    assert line.naive.step == 2

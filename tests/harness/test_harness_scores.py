@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sengi.harness.intervals import Stratum, group_interval, metric_interval, stratum
 from sengi.harness.lm_eval_tasks import mean
-from sengi.harness.scores import labels, question_values
+from sengi.harness.scores import _higher_is_better, labels, question_values
 from sengi.statistics.intervals import wilson_interval
 
 SIMULATIONS = 700
@@ -146,3 +146,19 @@ def test_values_keep_the_order_of_questions() -> None:
         {"doc_id": 0, "filter": "b", "metrics": ["m"], "m": 0},
     ]
     assert question_values(records) == {("m", "a"): [1, 0], ("m", "b"): [0]}
+
+
+# crows_pairs counts stereotypes: its configuration says that fewer are better, its metric's name does not.
+def test_the_direction_of_a_score_is_the_tasks() -> None:
+    class Task:
+        def __init__(self, **said: bool) -> None:
+            self.said = said
+
+        def higher_is_better(self) -> dict[str, bool]:
+            return self.said
+
+    less, more, silent = Task(acc=False, loss=False), Task(acc=True), Task()
+    assert _higher_is_better([less], "acc") is False
+    assert _higher_is_better([less, less], "acc") is False
+    assert _higher_is_better([less, more], "acc") is True  # tasks that disagree: by the name
+    assert (_higher_is_better([silent], "acc"), _higher_is_better([silent], "perplexity")) == (True, False)

@@ -96,6 +96,10 @@ def test_the_same_scores_as_lm_evals_own_model(evaluation: Evaluation, root: Pat
     assert evaluation.results.keys() >= theirs.keys() - {"samples"}
 
 
+def test_rows_carry_the_direction_that_the_task_has(evaluation: Evaluation) -> None:
+    assert {row["higher_is_better"] for row in evaluation.scores} == {True}
+
+
 def test_rows_rest_on_the_items(evaluation: Evaluation) -> None:
     # The score of every task is the mean of its items; n counts questions; intervals hold the score.
     groups = set(evaluation.results["groups"])

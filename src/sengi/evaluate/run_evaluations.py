@@ -26,6 +26,7 @@ from typing import Any
 from sengi import storage
 from sengi.errors import CheckpointError, InputError, StorageError
 from sengi.evaluation import Evaluation
+from sengi.statistics.metrics import is_row_higher_better
 
 FOLDER = "evaluations"
 CACHE = ".cache-"  # answers of an evaluation that is not finished
@@ -44,6 +45,7 @@ class Point:
         samples_seen: samples trained on before it.
         value: the score; ``low`` and ``high`` are the ends of its 95% interval, NaN where there is none.
         n: questions it rests on.
+        higher_is_better: the score's direction.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Point:
     low: float
     high: float
     n: int
+    higher_is_better: bool
 
 
 def evaluation_name(step: int, kind: str) -> str:
@@ -146,7 +149,8 @@ def timelines(evaluations: dict[int, dict[str, Any]]) -> dict[tuple[str, str, st
     for step, evaluation in sorted(evaluations.items()):
         for row in evaluation["scores"]:
             value, low, high = (math.nan if row[key] is None else float(row[key]) for key in ("value", "low", "high"))
-            point = Point(step, int(evaluation["samples_seen"]), value, low, high, int(row["n"]))
+            seen, n = int(evaluation["samples_seen"]), int(row["n"])
+            point = Point(step, seen, value, low, high, n, is_row_higher_better(row))
             lines.setdefault((row["task"], row["metric"], row["group"]), []).append(point)
     return lines
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from sengi.evaluate.run_evaluations import Point
 from sengi.evaluate.selection import FEWEST, samples_to_peak, select_checkpoint
 from sengi.statistics.intervals import Interval
-from sengi.statistics.metrics import is_higher_better
 
 Items = Mapping[int, Mapping[str, Sequence[dict[str, Any]]]]  # step -> task -> items
 
@@ -80,13 +79,14 @@ def score_line(task: str, metric: str, group: str, points: Sequence[Point], item
         task: its name.
         metric: of the score.
         group: ``all`` or a part of the questions, ``column=value``.
-        points: of the base (step 0) and the checkpoints, by rising step; values that are not numbers are left out.
+        points: of the base (step 0) and the checkpoints, one at least, by rising step; values that are no numbers are
+            left out.
         items: single questions by step and task, as evaluations keep them.
     """
     known = [point for point in points if math.isfinite(point.value)]
     base = next((point for point in known if point.step == 0), None)
     after = [point for point in known if point.step > 0]
-    higher = is_higher_better(metric)
+    higher = points[0].higher_is_better
     line = ScoreLine(task, metric, group, higher, base, after)
     if not after:
         return replace(line, uncorrected="no checkpoint is scored")

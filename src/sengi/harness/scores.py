@@ -9,6 +9,7 @@ from typing import Any
 from sengi.harness.intervals import Stratum, group_interval, metric_interval, stratum
 from sengi.harness.lm_eval_tasks import Group, Task, mean, process_results
 from sengi.statistics.intervals import Interval
+from sengi.statistics.metrics import is_higher_better
 
 Record = dict[str, Any]
 Values = dict[tuple[str, str], list[Any]]  # (metric, filter) -> what each question got, in the order of the questions
@@ -89,7 +90,7 @@ def score_rows(
         for key, label in labels(values[name]).items():
             value = float(results[name][",".join(key)])
             interval = metric_interval(key[0], values[name][key], _aggregation(task, key[0]), value)
-            rows.append(_row(name, label, interval))
+            rows.append(_row(name, label, interval, _higher_is_better([task], key[0])))
     return rows
 
 
@@ -117,7 +118,8 @@ def _group_rows(
         sizes = [one.n if by_size[key[0]] else 1 for one in found]
         weights = [size / sum(sizes) for size in sizes]
         value = float(results[group.name][",".join(key)])
-        rows.append(_row(group.name, label, group_interval(found, weights, value)))
+        higher = _higher_is_better([tasks[name] for name in members], key[0])
+        rows.append(_row(group.name, label, group_interval(found, weights, value), higher))
     return rows
 
 
@@ -125,6 +127,13 @@ def _aggregation(task: Task, metric: str) -> Any:
     return task.aggregation().get(metric, mean)  # lm-eval's own fall-back
 
 
-def _row(name: str, metric: str, interval: Interval) -> dict[str, Any]:
+def _higher_is_better(tasks: Iterable[Task], metric: str) -> bool:
+    """As the tasks' configurations say; by the metric's name where they say nothing or not the same."""
+    said = {task.higher_is_better().get(metric) for task in tasks}
+    [only] = said if len(said) == 1 else {None}
+    return only if isinstance(only, bool) else is_higher_better(metric)
+
+
+def _row(name: str, metric: str, interval: Interval, higher_is_better: bool) -> dict[str, Any]:
     ends = {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
-    return {"task": name, "metric": metric, "group": "all", **ends}
+    return {"task": name, "metric": metric, "group": "all", **ends, "higher_is_better": higher_is_better}

@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from sengi.errors import InputError
+from sengi.statistics.metrics import is_row_higher_better
 
 DYNAMICS_NUMBERS = (
     "step",
@@ -63,6 +64,7 @@ class Score:
     high: float
     n: int
     data: str = ""
+    higher_is_better: bool = True
 
 
 @dataclass(slots=True)
@@ -277,7 +279,8 @@ def _add_scores(run: RunFolder, file: Path, evaluation: Evaluation) -> None:
         group = str(entry.get("group") or "all")
         value, low, high = (as_number(entry.get(key)) for key in ("value", "low", "high"))
         count = as_number(entry.get("n"))
-        score = Score(task, metric, group, value, low, high, int(count) if math.isfinite(count) else 0, data)
+        n, higher = int(count) if math.isfinite(count) else 0, is_row_higher_better({**entry, "metric": metric})
+        score = Score(task, metric, group, value, low, high, n, data, higher)
         known[task, metric, group, data] = score
     evaluation.scores = list(known.values())
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from sengi.report.run_folder import Evaluation, RunFolder, Score, as_number
 from sengi.statistics.differences import PairedDifference, paired_difference
-from sengi.statistics.metrics import is_higher_better
 
 Change = Literal["better", "worse", "no clear change", "one evaluation only"]
 EXAMPLES = 10
@@ -178,7 +177,7 @@ def _change(before: Score, after: Score, paired: PairedDifference | None) -> Cha
         rose, fell = paired.difference.low > 0, paired.difference.high < 0
     else:
         rose, fell = after.low > before.high, after.high < before.low
-    if not is_higher_better(before.metric):
+    if not before.higher_is_better:
         rose, fell = fell, rose
     return "better" if rose else "worse" if fell else "no clear change"
 

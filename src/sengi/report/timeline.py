@@ -18,7 +18,6 @@ from sengi.report.curves import positions
 from sengi.report.run_folder import RunFolder, Score
 from sengi.report.scores import group_of_task
 from sengi.report.tables import Row, Table
-from sengi.statistics.metrics import is_higher_better
 
 Numbers = NDArray[np.float64]
 
@@ -31,6 +30,7 @@ class ScoreCurve:
         task, metric: which score.
         axes: positions on each x axis (``step``, ``samples``, ``tokens``, ``time``), shape (k,).
         values: shape (k,); ``low`` and ``high`` are the ends of the 95% intervals, NaN where there are none.
+        higher_is_better: the score's direction.
     """
 
     task: str
@@ -39,6 +39,7 @@ class ScoreCurve:
     values: Numbers
     low: Numbers
     high: Numbers
+    higher_is_better: bool
 
     @property
     def name(self) -> str:
@@ -76,7 +77,7 @@ def _curve(run: RunFolder, task: str, metric: str, taken: list[tuple[int, float,
     axes["samples"] = np.where(np.isfinite(said), said, axes["samples"])
     columns = (np.array([getattr(score, end) for _, _, score in taken]) for end in ("value", "low", "high"))
     values, low, high = columns
-    return ScoreCurve(task, metric, axes, values, low, high)
+    return ScoreCurve(task, metric, axes, values, low, high, taken[0][2].higher_is_better)
 
 
 def timeline_table(run: RunFolder) -> Table:
@@ -94,7 +95,7 @@ def _row(curve: ScoreCurve) -> Row:
     trained = np.flatnonzero(curve.axes["step"] > 0)
     base = curve.values[curve.axes["step"] == 0]
     seen = [int(samples) for samples in curve.axes["samples"][trained]]
-    higher = is_higher_better(curve.metric)
+    higher = curve.higher_is_better
     best = trained[samples_to_peak(seen, curve.values[trained].tolist(), higher_is_better=higher).checkpoint]
     return Row(
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 # All others are better when higher.
@@ -17,6 +18,12 @@ _LOG_OF = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": math
 def is_higher_better(metric: str) -> bool:
     """Whether more of ``metric`` (with or without its filter, as in ``exact_match,strict-match``) is better."""
     return metric.partition(",")[0].removeprefix("log ") not in LOWER_IS_BETTER
+
+
+def is_row_higher_better(row: Mapping[str, Any]) -> bool:
+    """Whether more is better in a row of scores: as lm-eval's task says where it is from there, else by the name."""
+    said = row.get("higher_is_better")
+    return said if isinstance(said, bool) else is_higher_better(str(row["metric"]))
 
 
 def question_result(metric: str, value: Any) -> tuple[str, float, float] | None:

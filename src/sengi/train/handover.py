@@ -25,7 +25,7 @@ from sengi import storage
 from sengi.data.phases import Phase
 from sengi.errors import CheckpointError, InputError, RecipeError, SengiError
 from sengi.evaluate.run_evaluations import read_evaluation, read_tasks
-from sengi.statistics.metrics import is_higher_better
+from sengi.statistics.metrics import is_row_higher_better
 from sengi.train.checkpoint import PREFIX
 from sengi.train.evaluation import Evaluations
 from sengi.train.run_context import RunContext
@@ -236,7 +236,7 @@ class Handover:
                 content = read_evaluation(self.folder, step, "heldout", heldout.fingerprint)
             row = next((row for row in content.get("scores", []) if row["group"] == "all" and _is(row, select)), None)
             if row is not None and row["value"] is not None and math.isfinite(row["value"]):
-                sign = -1.0 if is_higher_better(row["metric"]) else 1.0
+                sign = -1.0 if is_row_higher_better(row) else 1.0
                 found.append((step, float(row["value"])))
         return sorted(found, key=lambda one: (sign * one[1], one[0]))
 
