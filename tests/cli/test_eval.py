@@ -89,6 +89,9 @@ def test_a_choice_by_a_task_that_is_not_asked_is_refused_before_scoring(
         (["--tasks", "mt_bench"], "--judge-url"),
         (["--tasks", "arc_easy", "--limit", "0"], "--limit 0"),
         (["--tasks", "gsm8k"], "gsm8k/test"),
+        (["--tasks", "questions:own.jsonl", "--num-fewshot", "5"], "--num-fewshot 5: only for benchmarks"),
+        (["--tasks", "heldout:own.jsonl", "--apply-chat-template"], "--apply-chat-template: only for benchmarks"),
+        (["--tasks", "arc_easy", "--judge-repeat", "0.5"], "--judge-repeat 0.5: only for mt_bench"),
     ],
 )
 def test_bad_requests_are_one_line_with_exit_code_2(

@@ -113,12 +113,18 @@ def test_compressed_files_are_read(tmp_path):
     assert len(load_samples(tmp_path).tasks["arc"].asked) == 2
 
 
+def test_a_task_of_which_nothing_could_be_scored_is_no_obstacle(tmp_path):
+    write_samples(tmp_path, "arc", accuracies("arc", [1, 0]))
+    write_samples(tmp_path, "gone", [])
+    assert list(load_samples(tmp_path).tasks) == ["arc"]
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         ([sample("t", 0, acc=1.0), sample("t", 0, acc=1.0)], r"jsonl:2: question '0' has 'acc' twice"),
         ([{"doc_id": 0, "acc": 1.0}], "jsonl:1: not a sample as lm-eval writes it"),
-        ([], "holds no rows"),
+        ([], "no question could be scored; its results_"),
     ],
 )
 def test_broken_samples_name_file_and_row(tmp_path, rows, words):

@@ -147,6 +147,17 @@ def test_results_say_how_they_came_about(evaluation: Evaluation, root: Path) -> 
     assert evaluation.seconds > 0
 
 
+def test_a_chat_model_is_asked_through_its_template(root: Path, model: Path) -> None:
+    chat, plain = (
+        evaluate_tasks(model, ["arc_easy"], num_fewshot=0, limit=1, data_root=root, apply_chat_template=chat)
+        for chat in (True, False)
+    )
+    [asked], [bare] = chat.samples["arc_easy"], plain.samples["arc_easy"]
+    prompts = [str(sample["arguments"]) for sample in (asked, bare)]
+    assert ["<|im_start|>user" in prompt for prompt in prompts] == [True, False]
+    assert asked["prompt_hash"] != bare["prompt_hash"]
+
+
 def test_limit_counts_questions_a_task(root: Path, model: Path) -> None:
     evaluation = evaluate_tasks(model, ["arc_easy", "mmlu_astronomy"], num_fewshot=0, limit=1, data_root=root)
     assert {one["n"] for one in evaluation.scores} == {1}
@@ -162,7 +173,7 @@ def test_what_cannot_be_scored_is_left_out_and_said(
     write_jsonl(tmp_path / "arc_easy.jsonl", [good, {**good, "choices": ["a dog", "a cat " * 400]}, good])
     evaluation = evaluate_tasks(model, ["arc_easy"], num_fewshot=0, data_root=tmp_path)
     assert [(one["task"], one["id"]) for one in evaluation.excluded] == [("arc_easy", "1")]
-    assert "the context 512" in evaluation.excluded[0]["reason"]
+    assert "the context of 512" in evaluation.excluded[0]["reason"]
     assert {one["n"] for one in evaluation.scores} == {2}
     assert {one["id"] for one in evaluation.items} == {"0", "2"}
     assert evaluation.results["n-samples"]["arc_easy"]["effective"] == 2

@@ -41,6 +41,9 @@ def test_groups_and_tags_are_resolved(root: Path) -> None:
     [
         ("arc_esay", "did you mean arc_easy"),
         ("leaderbord_v2", "did you mean leaderboard_v2"),
+        ("ARC-Easy", "did you mean arc_easy"),
+        ("MMLU", "did you mean mmlu "),
+        ("mtbench", "did you mean mt_bench"),
         ("qqqqqqqqqq", "see `lm_eval ls tasks` for all names"),
     ],
 )
@@ -68,6 +71,13 @@ def test_missing_examples_name_the_places_and_the_way_out(root: Path, tmp_path: 
     assert check_tasks(["gsm8k"], tmp_path, num_fewshot=0) == ["gsm8k"]
     with pytest.raises(InputError, match=r"7 few-shot examples wanted, 6 there \(its data set has no more\)"):
         check_tasks(["gsm8k"], root, num_fewshot=7)
+
+
+def test_examples_that_a_task_does_not_take_are_noted(root: Path) -> None:
+    assert load_tasks(["truthfulqa_mc2", "gsm8k"], root, num_fewshot=2).notes == [
+        "truthfulqa_mc2: asked without examples, which the task itself says; not 2"
+    ]
+    assert load_tasks(["truthfulqa_mc2"], root).notes == load_tasks(["gsm8k"], root, num_fewshot=0).notes == []
 
 
 def test_a_task_without_an_adapter(root: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from fake_run import HEARTBEAT, score, write_run
 
 from sengi.cli.app import run
+from sengi.harness.leaderboard import LEADERBOARDS
 from sengi.report.reference import OURS, paper_scores, reference_tables
 from sengi.report.run_folder import read_run
 from sengi.report.scores import compare_scores
@@ -48,6 +49,20 @@ def test_a_run_stands_above_the_paper_only_where_it_was_asked_the_same(tmp_path:
         ("this run, step 120", "0.31 (0.29 to 0.33)"),
     ]
     assert not [row for title, table in tables.items() if "MMLU" not in title for row in table.rows if row.kind]
+
+
+# BBH and MuSR of the paper are the leaderboard's normalised scores, which only the leaderboard's rows hold.
+def test_every_benchmark_has_a_score_that_is_written(tmp_path: Path) -> None:
+    boards = {(board, part.name) for board, parts in LEADERBOARDS.items() for part in parts}
+    asked = {pair for pairs in OURS.values() for pair in pairs}
+    assert {pair for pair in asked if pair[0] in LEADERBOARDS} <= boards
+    write_run(tmp_path / "run")
+    rows = [score(task, metric, "all", 0.4, 0.3, 0.5, 100) for task, metric in sorted(asked)]
+    document = {"step": 120, "model": "x", "data": "d", "seconds": 1.0, "scores": rows}
+    (tmp_path / "run" / "evaluations" / "step-00000120-tasks.json").write_text(json.dumps(document))
+    folder = read_run(tmp_path / "run")
+    for table in reference_tables(folder, compare_scores(folder)):
+        assert [row for row in table.rows if row.kind == "own"], table.title
 
 
 def test_the_page_and_the_terminal_print_them_when_asked(tmp_path: Path, capsys) -> None:

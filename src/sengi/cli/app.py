@@ -41,7 +41,9 @@ app = App(
 )
 app.command("sengi.cli.train:train", name="train", help="Train a recipe, or continue where it stopped.")
 app.command("sengi.cli.plan:plan", name="plan", help="Show what a run would do and need, without training.")
-app.command("sengi.cli.eval:eval_", name="eval", help="Score a model on questions, with intervals.")
+app.command(
+    "sengi.cli.eval:eval_", name="eval", help="Score a model or a run on benchmarks, own questions or MT-Bench."
+)
 app.command("sengi.cli.compare:compare", name="compare", help="Compare saved answers of evaluations, with intervals.")
 app.command("sengi.cli.report:report", name="report", help="Write the report of a run.")
 app.command("sengi.cli.export:export", name="export", help="Copy a model out of a run; merge an adapter.")

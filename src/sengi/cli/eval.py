@@ -62,11 +62,11 @@ def eval_(
         tasks: What to ask: names of lm-eval tasks and groups (mmlu, gsm8k, open_llm_leaderboard_v2), questions:FILE,
             heldout:FILE, mt_bench; repeatable, or separated by commas.
         num_fewshot: Examples before each question; the task's own number if not given.
-        limit: Only the first so many questions of each task.
+        limit: Only the first so many questions of each task; files of held-out conversations are taken whole.
         data_root: Folder of local benchmark files, where no hub can be reached (docs/benchmarks.md).
         output: Folder for results and samples in lm-eval's layout.
         apply_chat_template: Ask benchmarks through the model's chat template.
-        batch_tokens: Most tokens in one forward call; less needs less memory.
+        batch_tokens: Tokens at a time, of a forward call or kept while texts are written; less needs less memory.
         select: For a run: the task/metric (or task/metric/group=NAME) that chooses the best checkpoint; the first
             score if not given.
         judge: Options of mt_bench.
@@ -77,6 +77,7 @@ def eval_(
     from sengi.evaluate.suite import Suite, check, task_words
 
     words = task_words(tasks)
+    _refuse_unused(words, num_fewshot, apply_chat_template, judge or JudgeOptions())
     mt_bench = _mt_bench_options(judge or JudgeOptions(), output, limit) if "mt_bench" in words else None
     suite = Suite(words, num_fewshot, limit, data_root, apply_chat_template, batch_tokens, mt_bench)
     names = check(suite)
@@ -90,6 +91,24 @@ def eval_(
     if select is not None:
         raise InputError(f"--select {select}: {model} is not a run folder, so there is no checkpoint to choose")
     return _eval_model(model, suite, output)
+
+
+def _refuse_unused(words: tuple[str, ...], num_fewshot: int | None, chat: bool, judge: JudgeOptions) -> None:
+    """Raise for an option that nothing of what is asked looks at."""
+    import dataclasses
+
+    if all(":" in word or word == "mt_bench" for word in words):
+        for option, given in (
+            (f"--num-fewshot {num_fewshot}", num_fewshot is not None),
+            ("--apply-chat-template", chat),
+        ):
+            if given:
+                raise InputError(f"{option}: only for benchmarks, and --tasks names none; leave it out")
+    if "mt_bench" not in words:
+        for field in dataclasses.fields(judge):
+            if getattr(judge, field.name) != field.default:
+                option = f"--{field.name.replace('_', '-')} {getattr(judge, field.name)}"
+                raise InputError(f"{option}: only for mt_bench, which --tasks does not name; leave it out")
 
 
 def _mt_bench_options(judge: JudgeOptions, output: Path | None, limit: int | None) -> MTBenchOptions:

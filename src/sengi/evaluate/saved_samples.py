@@ -131,8 +131,10 @@ def _files_of(folder: Path) -> list[Path]:
         stem, kind, _ = split_suffix(file)
         if kind == ".jsonl" and (match := SAMPLES.fullmatch(stem)):
             newest[match["task"]] = max(newest.get(match["task"], ("", file)), (match["time"], file))
-    if newest:
-        return [file for _, file in newest.values()]
+    if newest:  # a task of which no question could be scored has a file without rows
+        if not (files := [file for _, file in newest.values() if file.stat().st_size or not file.is_file()]):
+            raise DataError(f"{printable(str(folder), 300)}: no question could be scored; its results_*.json says why")
+        return files
     evaluations = folder if folder.name == "evaluations" else folder / "evaluations"
     found: dict[int, list[Path]] = {}
     for file in sorted(evaluations.glob("step-*.items.jsonl")):

@@ -181,7 +181,7 @@ class SengiLM(TextLM):
         if not continuation:
             return "the continuation has no tokens of its own"
         if len(continuation) > self.max_length:
-            return f"the continuation alone has {len(continuation)} tokens, the context {self.max_length}"
+            return f"the continuation alone is longer than the context of {self.max_length} tokens"
         return ""
 
     def _loglikelihood_tokens(

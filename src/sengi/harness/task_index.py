@@ -7,7 +7,8 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def load_index() -> dict[str, Entry]:
     }
 
 
-def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for the first name that nobody knows, with the nearest ones.
+def check_names(names: Iterable[str], known: Iterable[str], elsewhere: Iterable[str] = ()) -> None:
+    """Raise for the first name that nobody knows, with the nearest ones, those that are asked ``elsewhere`` too.
 
     Raises:
         InputError: the name is unknown.
@@ -62,9 +63,21 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     among = set(known)
     for name in names:
         if name not in among:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            near = _nearest(name, [*elsewhere, *known])
             hint = f"did you mean {' or '.join(near)}?" if near else "see `lm_eval ls tasks` for all names"
             raise InputError(f"--tasks {printable(name, 100)}: lm-eval {LM_EVAL_VERSION} has no such task; {hint}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Up to three known names that look like ``name``, the nearest first; capitals, dashes and so on do not count."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    by_plain: dict[str, str] = {}
+    for one in known:
+        by_plain.setdefault(plain(one), one)
+    return [by_plain[one] for one in difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.6)]
 
 
 def _rows(index: dict[str, Entry]) -> dict[str, list[Any]]:

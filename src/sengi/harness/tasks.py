@@ -19,6 +19,8 @@ from sengi.harness.lm_eval_tasks import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED,
 from sengi.harness.requirements import punkt_note
 from sengi.harness.task_index import LocalTaskManager, check_names
 
+MT_BENCH = "mt_bench"  # no task of lm-eval, but a name that is meant (sengi.mt_bench)
+
 
 @dataclass
 class LoadedTasks:
@@ -72,7 +74,7 @@ def load_tasks(names: Sequence[str], data_root: Path | None = None, *, num_fewsh
         raise InputError(f"--data-root {printable(str(data_root), 200)}: no such folder; check the path")
     manager = LocalTaskManager(data_root)
     names = list(dict.fromkeys(ALIASES.get(name, name) for name in names))
-    check_names(names, [*LEADERBOARDS, *ALIASES, *manager.task_index])
+    check_names(names, [*LEADERBOARDS, *ALIASES, *manager.task_index], [MT_BENCH])
     loaded = LoadedTasks(num_fewshot=num_fewshot)
     with quiet(), preserved_seeds():
         # As simple_evaluate does before it loads: GPQA shuffles its choices with the global generator.
@@ -134,6 +136,10 @@ def _add(built: list[Task | Group], name: str, num_fewshot: int | None, loaded: 
             )
         _refuse(task)
         _set_fewshot(task, num_fewshot)
+        if num_fewshot and not task.get_config("num_fewshot"):
+            loaded.notes.append(
+                f"{task.task_name}: asked without examples, which the task itself says; not {num_fewshot}"
+            )
     for task in tasks:
         loaded.tasks[task.task_name] = task
         loaded.files += [file for file in getattr(task.dataset, "files", ()) if file not in loaded.files]

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sengi.harness.leaderboard import LEADERBOARDS
 from sengi.report import formats
 from sengi.report.run_folder import RunFolder
 from sengi.report.scores import Comparison
 from sengi.report.tables import Row, Table
 
-# benchmark of the paper -> (words of it that begin our tasks' names, metrics it can stand beside)
-OURS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "MMLU": (("mmlu",), ("acc",)),
-    "MT-Bench": (("mt_bench",), ("score",)),
-    "GSM8K": (("gsm8k",), ("exact_match",)),
-    "ARC": (("arc_challenge", "arc_easy"), ("acc_norm", "acc")),
-    "BBH (normalised)": (("leaderboard_bbh",), ("normalized",)),
-    "MATH level 5": (("leaderboard_math_hard",), ("exact_match",)),
-    "MuSR (normalised)": (("leaderboard_musr",), ("normalized",)),
-    "TruthfulQA": (("truthfulqa_mc2",), ("acc",)),
-    "BBH": (("bbh", "bbh_cot_fewshot"), ("exact_match",)),
+V1, V2 = LEADERBOARDS
+# benchmark of the paper -> (task, metric) of ours that it can stand beside
+OURS: dict[str, tuple[tuple[str, str], ...]] = {
+    "MMLU": (("mmlu", "acc"), (V1, "MMLU")),
+    "MT-Bench": (("mt_bench", "score"),),
+    "GSM8K": (("gsm8k", "exact_match"), (V1, "GSM8K")),
+    "ARC": (
+        *((f"arc_{level}", metric) for level in ("challenge", "easy") for metric in ("acc_norm", "acc")),
+        (V1, "ARC"),
+    ),
+    "BBH (normalised)": ((V2, "BBH"),),
+    "MATH level 5": (("leaderboard_math_hard", "exact_match"), (V2, "MATH Lvl 5")),
+    "MuSR (normalised)": ((V2, "MuSR"),),
+    "TruthfulQA": (("truthfulqa_mc2", "acc"), (V1, "TruthfulQA")),
+    "BBH": (("bbh", "exact_match"), ("bbh_cot_fewshot", "exact_match")),
 }
 
 
@@ -149,9 +154,8 @@ def _paper_row(score: PaperScore) -> Row:
 
 
 def _own_rows(run: RunFolder | None, comparison: Comparison, benchmark: str) -> list[Row]:
-    names, metrics = OURS[benchmark]
     after = comparison.after
-    if after.task not in names or after.group != "all" or after.metric.partition(",")[0] not in metrics:
+    if after.group != "all" or (after.task, after.metric.partition(",")[0]) not in OURS[benchmark]:
         return []
     model = str(run.recipe.get("model_name_or_path", "this run")) if run else "this run"
     found = []
