@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sengi.evaluate.kept_answers import KeptAnswers, advancing
 from sengi.evaluate.questions import Question
-from sengi.inference.generation import Generator
 from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.prompts import Prompts
 
@@ -46,6 +46,7 @@ def answer_questions(
     max_new_tokens: int = 32,
     batch_tokens: int = 4096,
     progress: Callable[[int], None] | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[str]:
     """Let the model answer each question greedily, one user turn each.
 
@@ -56,6 +57,7 @@ def answer_questions(
         max_new_tokens: longest answer, in tokens.
         batch_tokens: most tokens that are kept at a time: rows times (longest question + longest answer).
         progress: called with the number of questions that were answered.
+        kept: what this model has answered already; None asks everything.
 
     Returns:
         The answers' texts without special tokens, in the order of the questions.
@@ -64,9 +66,6 @@ def answer_questions(
     requests = [
         GenerationRequest(prompts.ids(prompts.question(question.question)), max_new_tokens) for question in questions
     ]
-    texts = Generator(model, tokenizer).generate(
-        requests,
-        batch_tokens=batch_tokens,
-        on_generated=lambda indices, _: progress(len(indices)) if progress else None,
-    )
+    advance = advancing(progress, len(questions))
+    texts = (kept or KeptAnswers()).texts(model, tokenizer, requests, batch_tokens, advance)
     return [text.strip() for text in texts]

@@ -13,15 +13,14 @@ The question is computed once for all its choices (:mod:`sengi.inference.loglike
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sengi.evaluate.kept_answers import KeptAnswers, advancing
 from sengi.evaluate.questions import Question
-from sengi.inference.loglikelihood import LogLikelihood, Scorer
 from sengi.inference.prompts import Prompts
 
 
@@ -45,6 +44,7 @@ def score_choices(
     *,
     batch_tokens: int = 4096,
     progress: Callable[[int], None] | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[ChoiceScores]:
     """Score every choice of every question.
 
@@ -54,26 +54,20 @@ def score_choices(
         questions: all with ``choices``.
         batch_tokens: most new tokens in one forward call.
         progress: called with the number of questions that were scored.
+        kept: what this model has answered already; None asks everything.
 
     Returns:
         One entry a question, in the order given; it does not depend on the batches but for rounding.
     """
     prompts = Prompts(tokenizer)
     tokenized = [tokenize_choices(prompts, question) for question in questions]
-    owner = [index for index, (_, choices) in enumerate(tokenized) for _ in choices]
-    missing = Counter(owner)
-
-    def on_scored(indices: list[int], results: list[LogLikelihood]) -> None:
-        missing.subtract(scored := Counter(owner[index] for index in indices))
-        if progress and (done := sum(not missing[index] for index in scored)):
-            progress(done)
-
     requests = [(prefix, choice) for prefix, choices in tokenized for choice in choices]
-    scores = iter(Scorer(model).score(requests, batch_tokens=batch_tokens, on_scored=on_scored))
+    advance = advancing(progress, len(questions))
+    scores = iter((kept or KeptAnswers()).log_likelihoods(model, requests, batch_tokens, advance))
     results = []
     for question in questions:
         texts = question.choices or ()
-        sums = tuple(score.sum for score in islice(scores, len(texts)))
+        sums = tuple(islice(scores, len(texts)))
         per_byte = tuple(total / len(text.encode()) for total, text in zip(sums, texts, strict=True))
         results.append(ChoiceScores(sums, per_byte))
     return results

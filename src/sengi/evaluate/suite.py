@@ -156,7 +156,8 @@ def evaluate(
     Args:
         model_folder: a model or checkpoint folder.
         suite: checked by :func:`check`.
-        cache: folder of answers that an interrupted evaluation of benchmarks left and goes on with.
+        cache: folder of answers that an interrupted evaluation left and goes on with: of benchmarks and own questions
+            (held-out conversations are scored again).
         progress: called with (questions done, questions in all, task); each kind counts from 0.
 
     Returns:
@@ -194,7 +195,7 @@ def _parts(
     if asked := suite.files("questions"):
         from sengi.evaluate.tasks import evaluate_questions
 
-        questions = partial(evaluate_questions, model_folder, asked, limit=suite.limit, progress=progress)
+        questions = partial(evaluate_questions, model_folder, asked, limit=suite.limit, cache=cache, progress=progress)
         parts.append((partial(questions, batch_tokens=suite.batch_tokens), False))
     if suite.benchmarks:
         from sengi.harness.run import evaluate_tasks

@@ -16,11 +16,12 @@ from sengi.data.files import split_suffix
 from sengi.errors import InputError
 from sengi.evaluate.answers import answer_questions, is_exact_match
 from sengi.evaluate.choices import score_choices, tokenize_choices
+from sengi.evaluate.kept_answers import KeptAnswers
 from sengi.evaluate.questions import Question, load_questions
 from sengi.evaluation import Evaluation
+from sengi.harness.loading import load_for_scoring
 from sengi.inference.prompts import Prompts
 from sengi.model.context import context_length
-from sengi.model.load import load_model, load_tokenizer
 from sengi.statistics.intervals import wilson_interval
 
 Progress = Callable[[int, int, str], None]
@@ -32,6 +33,7 @@ def evaluate_questions(
     *,
     batch_tokens: int = 4096,
     limit: int | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask a model all questions of some files.
@@ -41,6 +43,7 @@ def evaluate_questions(
         files: files of questions; both kinds may stand in one file.
         batch_tokens: most tokens in one forward call.
         limit: only the first so many questions of each file.
+        cache: folder of answers that an interrupted evaluation left and goes on with; None keeps none.
         progress: called with (questions done, questions in all, task).
 
     Returns:
@@ -52,10 +55,11 @@ def evaluate_questions(
     start = time.perf_counter()
     # All files are read before the model is loaded: a typing error must not cost minutes.
     tasks = load_tasks(files, limit)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(model_folder)
-    model: Any = load_model(model_folder, dtype=torch.float32)
-    evaluation = score_tasks(model.to(device), tokenizer, tasks, batch_tokens=batch_tokens, progress=progress)
+    loaded = load_for_scoring(model_folder, dtype=torch.float32)
+    kept = KeptAnswers(cache, loaded.facts)
+    evaluation = score_tasks(
+        loaded.model, loaded.tokenizer, tasks, batch_tokens=batch_tokens, progress=progress, kept=kept
+    )
     evaluation.seconds = time.perf_counter() - start
     return evaluation
 
@@ -84,6 +88,7 @@ def score_tasks(
     *,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
+    kept: KeptAnswers | None = None,
 ) -> Evaluation:
     """Score questions with a model that is loaded already; arguments as in :func:`evaluate_questions`."""
     start = time.perf_counter()
@@ -97,11 +102,11 @@ def score_tasks(
             if progress:
                 progress(done, total, task)
 
-        kept, excluded = _without_too_long(model, Prompts(tokenizer), questions)
+        fitting, excluded = _without_too_long(model, Prompts(tokenizer), questions)
         evaluation.excluded += [{"task": task, **row} for row in excluded]
         if excluded:
             advance(len(excluded))
-        rows = list(_score_task(model, tokenizer, kept, batch_tokens, advance))
+        rows = list(_score_task(model, tokenizer, fitting, batch_tokens, advance, kept))
         rows.sort(key=lambda row: row[0])
         items = [{"task": task, **item} for _, item in rows]
         evaluation.items += items
@@ -139,13 +144,14 @@ def _score_task(
     questions: list[Question],
     batch_tokens: int,
     advance: Callable[[int], None],
+    kept: KeptAnswers | None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Items of one file with their positions: first all multiple choice, then all short answers."""
     prompts = Prompts(tokenizer)
     choice = [(i, q) for i, q in enumerate(questions) if q.choices]
     short = [(i, q) for i, q in enumerate(questions) if not q.choices]
     asked = [q for _, q in choice]
-    scores = score_choices(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance)
+    scores = score_choices(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance, kept=kept)
     for (index, question), score in zip(choice, scores, strict=True):
         texts = question.choices or ()
         best = texts[max(range(len(texts)), key=score.per_byte.__getitem__)]
@@ -153,7 +159,7 @@ def _score_task(
         item = _item(prompts, question, "accuracy", best, best == question.answers[0])
         yield index, {**item, "correct_sum": int(best_sum == question.answers[0])}
     asked = [q for _, q in short]
-    predictions = answer_questions(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance)
+    predictions = answer_questions(model, tokenizer, asked, batch_tokens=batch_tokens, progress=advance, kept=kept)
     for (index, question), text in zip(short, predictions, strict=True):
         yield index, _item(prompts, question, "exact_match", text, is_exact_match(text, question.answers))
 
