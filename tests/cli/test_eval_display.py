@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sengi.cli.eval_display import print_run
+from sengi.cli.eval_display import print_run, print_scores
 from sengi.evaluate.checkpoints import RunEvaluation
 from sengi.evaluate.run_evaluations import Point
 from sengi.evaluate.run_scores import ScoreLine, by_task, score_line
+from sengi.evaluation import Evaluation
 
 STEPS = {0: 0.1, 10: 0.4, 20: 0.75}  # share of 40 questions that are right
 
@@ -67,3 +68,16 @@ def test_tasks_of_a_group_are_counted_not_printed(capsys: pytest.CaptureFixture[
 def test_without_a_checkpoint_nothing_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     base = score_line("own", "accuracy", "all", [Point(0, 0, 0.1, 0.0, 0.2, 40, True)], {})
     assert printed(capsys, [base]).endswith("chosen by own/accuracy: no checkpoint is scored")
+
+
+def test_own_questions_are_printed_by_topic_with_taught_beside_control(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [
+        {"task": "own", "metric": "exact_match", "topic": "people", "group": group, "correct": int(n < right)}
+        for group, right in (("taught", 9), ("control", 1))
+        for n in range(10)
+    ]
+    print_scores(Evaluation(items=items), "tiny")
+    printed = capsys.readouterr().out
+    assert "own: exact_match by topic" in printed
+    [row] = [line for line in printed.splitlines() if "people" in line]
+    assert row.index("90.0%") < row.index("10.0%")

@@ -46,6 +46,8 @@ def test_choices_of_digits(tmp_path: Path) -> None:
     row = {"question": "One and one?", "choices": ["3", "2", "4"]}
     rows = write(tmp_path / "q.jsonl", {**row, "answer": "2"}, {**row, "answer": 2})
     assert [question.answers for question in load_questions(rows)] == [("2",), ("4",)]
+    with pytest.raises(DataError, match="answer: '1' is none of the choices"):  # not the choice 2, whose index it is
+        load_questions(write(tmp_path / "q.jsonl", {**row, "answer": "1"}))
 
 
 # A table has only text in its cells: lists are JSON there, an empty cell means no choices.

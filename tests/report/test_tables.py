@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from fake_run import write_run
+from fake_run import HEARTBEAT, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +12,8 @@ from sengi.report import formats, svg
 from sengi.report.paper import paper_values
 from sengi.report.recipe_tables import commands, paper_table, recipe_table
 from sengi.report.run_folder import RunFolder, read_run
+from sengi.report.tables import topic_tables
+from sengi.report.write import write_report
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,19 @@ def test_the_histogram_has_a_bar_a_bin_of_its_height():
 @pytest.mark.parametrize(("edges", "counts"), [([], []), ([0, 1], [0]), ([0, 1], [1, 2]), ([0, math.nan], [1])])
 def test_a_histogram_of_nothing_is_nothing(edges, counts):
     assert svg.histogram(edges, counts, "x") == ""
+
+
+# Did the taught knowledge arrive: each topic with what was taught beside the control, on the page and in the Markdown.
+def test_topics_stand_with_taught_beside_control(tmp_path):
+    run = read_run(write_run(tmp_path / "run") or tmp_path / "run")
+    [table] = topic_tables(run)
+    assert table.head == ("topic", "taught", "control")
+    assert [row.cells[0] for row in table.rows] == ["people", "prices"]
+    last = run.evaluations[-1].items.values()
+    right = [item["correct"] for item in last if (item["topic"], item["group"]) == ("people", "taught")]
+    assert table.rows[0].cells[1].startswith(f"{sum(right) / len(right):.1%} (")
+    assert table.rows[0].cells[1].endswith(f"n={len(right)}")
+    page, text = (path.read_text() for path in write_report(tmp_path / "run", now=HEARTBEAT)[:2])
+    assert table.title in page
+    assert table.rows[0].cells[1] in page
+    assert table.rows[0].cells[1] in text

@@ -10,6 +10,7 @@ from sengi.cli.console import err, out
 if TYPE_CHECKING:
     from sengi.evaluate.checkpoints import RunEvaluation
     from sengi.evaluate.run_scores import ScoreLine
+    from sengi.evaluate.topics import TopicTable
     from sengi.evaluation import Evaluation
     from sengi.statistics.intervals import Interval
 
@@ -22,6 +23,8 @@ def print_scores(result: Evaluation, title: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from sengi.evaluate.topics import by_topic
+
     table = Table(title=escape(title), caption=f"{result.seconds:,.1f} s; 95% intervals")
     for column in ("task", "metric", "group"):
         table.add_column(column, overflow="fold")
@@ -30,7 +33,25 @@ def print_scores(result: Evaluation, title: str) -> None:
     for row in result.scores:
         table.add_row(*(escape(row[key]) for key in ("task", "metric", "group")), *numbers(row))
     out.print(table)
+    for topics in by_topic(result.items):
+        _print_topics(topics)
     _print_remarks(result.excluded, result.notes)
+
+
+def _print_topics(found: TopicTable) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"{found.task}: {found.metric} by topic"), caption="95% intervals")
+    table.add_column("topic", overflow="fold")
+    for group in found.groups:
+        table.add_column(escape(group), justify="right", no_wrap=True)
+    for topic, shares in found.topics.items():
+        cells = (
+            "-" if one is None else f"{one.value:.1%} ({one.low:.1%} to {one.high:.1%}, n={one.n:,})" for one in shares
+        )
+        table.add_row(escape(topic), *cells)
+    out.print(table)
 
 
 def numbers(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -124,7 +124,8 @@ def _right_choice(answer: Any, choices: tuple[str, ...], place: str) -> str:
         raise DataError(f"{place}: answer: {show(answer)} is a choice and the letter of another; give the index from 0")
     if found := by_text or by_letter:
         return found[0]
-    if text.isdecimal() and int(text) < len(choices):  # the cell of a table: an index in digits
+    # the cell of a table: an index in digits; beside choices of digits it would be another choice than it says
+    if text.isdecimal() and int(text) < len(choices) and not any(choice.strip().isdecimal() for choice in choices):
         return choices[int(text)]
     raise DataError(
         f"{place}: answer: {show(answer)} is none of the choices; give a choice's text, a letter A-{letters[-1]} "

@@ -15,7 +15,14 @@ from sengi.report.recipe_tables import commands, paper_table, recipe_table, thro
 from sengi.report.reference import reference_tables
 from sengi.report.run_folder import RunFolder, as_mapping, as_number, read_run
 from sengi.report.scores import Comparison, Example, compare_scores, pick_examples
-from sengi.report.tables import Table, data_tables, environment_table, milestone_table, score_tables
+from sengi.report.tables import (
+    Table,
+    data_tables,
+    environment_table,
+    milestone_table,
+    score_tables,
+    topic_tables,
+)
 from sengi.report.timeline import timeline_table
 from sengi.report.verdict import Verdict, judge_run, steps_planned, steps_taken
 
@@ -37,6 +44,7 @@ class Report:
         milestones: the curves in numbers.
         phases: one row a phase; no rows in a stacked run.
         timeline: scores over the training; no rows where they were taken before and after only.
+        topics: own questions by topic, taught beside control; none where they have no topics or groups.
         data, paper, recipe, throughput, environment: tables.
         lengths: edges and counts of the length histogram; both empty without a plan.
         alarms: one row an alarm; no rows in a run without.
@@ -57,6 +65,7 @@ class Report:
     phases: Table
     alarms: Table
     timeline: Table
+    topics: list[Table]
     data: list[Table]
     lengths: tuple[list[float], list[float]]
     paper: Table
@@ -95,6 +104,7 @@ def build_report(path: Path, now: float, reference: bool = False) -> Report:
         phases=phase_table(run),
         alarms=alarm_table(alarms_of(run)),
         timeline=timeline_table(run),
+        topics=topic_tables(run),
         data=data_tables(run),
         lengths=_lengths(run),
         paper=paper_table(run),

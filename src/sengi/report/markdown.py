@@ -46,6 +46,8 @@ def render_markdown(report: Report, figures: list[str]) -> str:
     parts += markdown_table(report.timeline)
     for table in report.scores:
         parts += markdown_table(table)
+    for table in report.topics:
+        parts += markdown_table(table)
     if not report.scores:
         parts.append("No evaluation was written yet.")
     if report.reference:
@@ -82,7 +84,7 @@ def markdown_table(table: Table, heading: bool = True) -> list[str]:
     if not table.rows:
         return []
     rule = ["---:" if i in table.numeric else "---" for i in range(len(table.head))]
-    rows = [table.head, rule, *(map(escape, row.cells) for row in table.rows)]
+    rows = [map(escape, table.head), rule, *(map(escape, row.cells) for row in table.rows)]
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     blocks = [f"### {escape(table.title)}"] if heading and table.title else []
     return [*blocks, lines, *([escape(table.note)] if table.note else [])]

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sengi.evaluate.topics import by_topic
 from sengi.report import formats
 from sengi.report.run_folder import RunFolder, as_mapping, as_number
 from sengi.report.scores import Comparison
+from sengi.statistics.intervals import Interval
 
 MILESTONES = 11
 
@@ -59,6 +61,30 @@ def score_tables(comparisons: list[Comparison]) -> list[Table]:
         title = f"{task}{', its tasks' if is_part else ''}: {formats.metric(metric)}"
         tables.append(Table(title, head, rows, (1, 2, 3, 4, 5), _score_note(chosen)))
     return tables
+
+
+def topic_tables(run: RunFolder) -> list[Table]:
+    """Own questions at the last evaluation that has them: each topic with what was taught beside what was not."""
+    last: dict[str, list[dict[str, Any]]] = {}
+    for evaluation in run.evaluations:
+        now: dict[str, list[dict[str, Any]]] = {}
+        for item in evaluation.items.values():
+            now.setdefault(str(item.get("task")), []).append(item)
+        last |= now
+    tables = []
+    for found in by_topic(item for items in last.values() for item in items):
+        rows = tuple(
+            Row((topic, *(formats.NOTHING if one is None else _share(one) for one in shares)))
+            for topic, shares in found.topics.items()
+        )
+        title = f"{found.task} by topic: {formats.metric(found.metric)}"
+        note = "At the last evaluation; 95% intervals, n questions."
+        tables.append(Table(title, ("topic", *found.groups), rows, tuple(range(1, len(found.groups) + 1)), note))
+    return tables
+
+
+def _share(share: Interval) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}), n={share.n:,}"
 
 
 def _table_key(c: Comparison) -> tuple[str, str, bool]:
