@@ -8,7 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sengi.statistics.intervals import bootstrap_interval, ratio_error, ratio_interval, wilson_interval
+from sengi.statistics.intervals import (
+    bootstrap_interval,
+    mean_square_interval,
+    ratio_error,
+    ratio_interval,
+    wilson_interval,
+)
 
 COUNTS = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -156,3 +162,28 @@ def test_ratio_edges():
         ratio_interval([1.0, 2.0, 3.0], [1, 2])
     with pytest.raises(ValueError, match=r"weights\[1\] is not positive"):
         ratio_interval([1.0, 2.0], [1, 0])
+
+
+@pytest.mark.parametrize("n", [16, 80])
+@pytest.mark.parametrize("deviation", [0.5, 1.0])
+def test_coverage_of_a_mean_of_squares(n: int, deviation: float) -> None:
+    # Differences of two marks, whole numbers, as a judge gives them when it is asked twice.
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(3, 9, 100_000)
+    first, second = (np.round(truth + deviation * rng.standard_normal(len(truth))) for _ in range(2))
+    expected = float(((first - second) ** 2).mean())
+    drawn = rng.choice(first - second, (2_000, n))
+    found = [mean_square_interval(row) for row in drawn]
+    covered = np.mean([one.low <= expected <= one.high for one in found])
+    assert 0.935 <= covered <= 0.985
+
+
+def test_a_mean_of_squares_by_hand() -> None:
+    # 2 and -2 do not vary in their squares: chi-square of two degrees of freedom, quantiles 0.0506 and 7.378
+    found = mean_square_interval([2.0, -2.0])
+    assert (found.value, found.n) == (4.0, 2)
+    assert (found.low, found.high) == pytest.approx((8 / 7.377759, 8 / 0.05063562), rel=1e-5)
+    for values in ([3.0], [0.0, 0.0, 0.0]):
+        assert math.isnan(mean_square_interval(values).low)
+    # one large value among many: less is known than n says
+    assert mean_square_interval([0.0] * 9 + [3.0]).high > mean_square_interval([0.9486833] * 10).high

@@ -15,7 +15,7 @@ from sengi.mt_bench.cache import key_of
 from sengi.mt_bench.files import Bench, BenchQuestion, QuestionId
 from sengi.mt_bench.judge import Judgement
 from sengi.mt_bench.requests import Answers
-from sengi.statistics.intervals import Interval, bootstrap_interval
+from sengi.statistics.intervals import Interval, bootstrap_interval, mean_square_interval
 
 TASK = "mt_bench"
 METRIC = "score"
@@ -40,18 +40,18 @@ def judge_noise(pairs: Sequence[tuple[float, float]], ratings: int) -> JudgeNois
     """Noise of a judge.
 
     The variance of a difference of two ratings is twice that of one (Bland and Altman, BMJ 313:744, 1996), so the
-    deviation is the square root of half the mean squared difference. The intervals are bootstrap over the pairs.
+    deviation is the square root of half the mean squared difference. Intervals: bootstrap over the pairs for the mean
+    difference, :func:`sengi.statistics.intervals.mean_square_interval` for the deviations.
 
     Args:
         pairs: two ratings of the same answer, at least one pair.
         ratings: how many ratings the mean score rests on, at least 1.
     """
     differences = np.array([first - second for first, second in pairs])
-    squares = bootstrap_interval(differences**2)
+    squares = mean_square_interval(differences)
 
     def scaled(count: int) -> Interval:
-        # A bootstrap's end can lie a rounding error below 0; NaN (one pair) stays NaN.
-        value, low, high = (math.sqrt(abs(end) / 2 / count) for end in (squares.value, squares.low, squares.high))
+        value, low, high = (math.sqrt(end / 2 / count) for end in (squares.value, squares.low, squares.high))
         return Interval(value, low, high, squares.n)
 
     return JudgeNoise(bootstrap_interval(np.abs(differences)), scaled(1), scaled(ratings))
