@@ -77,3 +77,17 @@ def test_bad_options_and_paths(tmp_path):
         check(["x.jsonl"], model="tiny", max_length=0)
     with pytest.raises(DataError, match=r"no such file"):
         check([str(tmp_path / "x.jsonl")], **OPTIONS)
+
+
+def test_an_evaluation_file_that_cannot_be_compared_is_named(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", json.dumps(GOOD))
+    (tmp_path / "eval").mkdir()
+    write(tmp_path / "eval" / "questions.jsonl", json.dumps({"question": "What is two and two, in one word?"}))
+    (tmp_path / "eval" / "bbh.tar.xz").write_bytes(b"not looked into")
+    assert check([path], overlap=[str(tmp_path / "eval")], **OPTIONS) == 0
+    told = "".join(capsys.readouterr().out.split())  # the path is folded wherever the terminal ends
+    assert "bbh.tar.xz:notcompared,itskindisnotknown" in told
+    assert check([path], overlap=[str(tmp_path / "eval")], json=True, **OPTIONS) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [Path(name).name for name in report["not_compared"]] == ["bbh.tar.xz"]
+    assert len(report["overlap"]) == 1

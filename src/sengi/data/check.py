@@ -14,7 +14,7 @@ import numpy as np
 
 from sengi.conversation import Conversation, Sample
 from sengi.data.check_report import CheckOptions, CheckReport, Overlong, summarize_lengths
-from sengi.data.files import find_files, list_files, read_rows
+from sengi.data.files import list_files, read_rows
 from sengi.data.findings import Findings
 from sengi.data.formats import detect_format, to_conversation
 from sengi.data.overlap import OverlapIndex, TextBatch
@@ -61,10 +61,12 @@ def check_data(
     options = CheckOptions(max_length, max_tokens_per_device, effective_batch_size, overlong)
     listed = [list_files(str(path)) for path in files]
     paths = [path for found, _ in listed for path in found]
-    evaluation = [path for name in overlap_files for path in find_files(str(name))]
+    against = [list_files(str(name)) for name in overlap_files]
+    evaluation = [path for found, _ in against for path in found]
     checker = _Checker(options, Masker(tokenizer), tokenizer, [OverlapIndex(path) for path in evaluation])
     checker.report.files = [str(path) for path in paths]
     checker.report.skipped = [str(path) for _, skipped in listed for path in skipped]
+    checker.report.not_compared = [str(path) for _, skipped in against for path in skipped]
     total = sum(path.stat().st_size for path in paths)
     done = 0
 

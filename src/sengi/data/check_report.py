@@ -44,6 +44,7 @@ class CheckReport:
         round_trip: the first chats whose ids were compared with the chat template's own rendering as transformers
             gives it at inference: ``{"tried": rows, "equal": rows}``.
         overlap: one entry an evaluation file.
+        not_compared: files of no known kind in a folder of evaluation files.
         repairs: what the masker mended, by name, and how often.
         notes: what a person should know about the chat template.
         findings: errors first, then warnings.
@@ -63,6 +64,7 @@ class CheckReport:
     packing: dict[str, Any] | None = None
     round_trip: dict[str, int] = field(default_factory=lambda: {"tried": 0, "equal": 0})
     overlap: list[OverlapReport] = field(default_factory=list)
+    not_compared: list[str] = field(default_factory=list)
     repairs: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
