@@ -111,6 +111,8 @@ def _summary(report: CheckReport) -> Table:
 
     options, packing = report.options, report.packing
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")  # a path cut with dots names no file
     skipped = f" ({len(report.skipped)} of no known kind left out)" if report.skipped else ""
     table.add_row("files", f"{len(report.files):,}{skipped}")
     table.add_row("rows", f"{report.rows:,}, of which {report.usable:,} can be trained on")
