@@ -198,7 +198,8 @@ def test_a_study_that_has_just_begun(tmp_path: Path) -> None:
 def test_one_seed_is_said(tmp_path: Path) -> None:
     text = page_of(write_study_folder(tmp_path / "study", RATES, seeds=(1,))).text
     assert "Every setting ran with one seed: the chance of training itself is not counted." in text
-    assert "with two more seeds before believing small differences" in text
+    again = "with two more seeds, in a new study folder: the seeds of this one cannot change, before believing small"
+    assert again in text
     assert "which count questions." in text
 
 
@@ -229,6 +230,38 @@ def test_one_setting_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
     text = page_of(write_study_folder(tmp_path / "study", {"learning_rate": [1e-3]}, seeds=(1, 2))).text
     assert "It is the only setting with a score: nothing to compare it with." in text
     assert "Only one setting has a score, so there is nothing to draw." in text
+
+
+def test_who_stopped_a_run_is_told_apart(tmp_path: Path) -> None:
+    folder = write_study_folder(tmp_path / "study", states={"005-s1": "stopped", "006-s2": "stopped"})
+    # as the scheduler writes it of a run that an alarm stopped: no check of the judge
+    outcome = {"state": "stopped", "reason": "diverging at step 30: the loss is 9", "check": None}
+    (folder / "runs/005-s1/outcome.json").write_text(json.dumps(outcome))
+    text = page_of(folder).text
+    assert "1 run stopped by an alarm and has no final score: 005-s1, diverging at step 30: the loss is 9." in text
+    assert "1 run stopped early by the judge and has no final score: 006-s2." in text
+
+
+def test_what_stopping_would_have_cost_is_measured_in_audited_runs(tmp_path: Path) -> None:
+    said = [verdict(name, 512, "audit") for name in ("001-s1", "002-s1", "003-s1")]
+    folder = write_study_folder(tmp_path / "study", RATES, seeds=(1, 2), verdicts=said, states={"003-s1": "failed"})
+    report = build_study_report(folder, WRITTEN)
+    # 001 is the best setting: of its two seeds one is audited
+    first, second, third, cases = report.findings[:4]
+    assert re.fullmatch(
+        r"001-s1 \(learning_rate 0\.0001\) was condemned and went on as an audit: held-out loss 1\.\d+ against "
+        r"1\.\d+ of 001-s2, the best run kept \([+−]0\.0\d+, (better|worse)\)\.",
+        first,
+    )
+    assert second.endswith(", worse).")
+    assert third.endswith("it has no final score (failed).")
+    better = "better" in first
+    assert cases == f"Stopping would have lost the best run in {int(better)} of 2 audited cases."
+    assert cases in render_study_markdown(report, [])
+    assert cases in Page(render_study_page(report)).text
+    # where nobody was audited nothing is said of it
+    quiet = write_study_folder(tmp_path / "quiet", RATES, seeds=(1, 2))
+    assert not any("audit" in line for line in build_study_report(quiet, WRITTEN).findings)
 
 
 def test_names_from_the_study_stay_text(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def _write_run(folder: Path, recipe: dict[str, Any], seed: int, how: str, final:
     (folder / "status.json").write_text(json.dumps({"state": status}))
     if how in ("finished", "failed", "stopped"):
         reason = {"failed": "loss is nan", "stopped": "stopped, 2 checks in a row: worse on both signals"}.get(how, "")
-        (folder / "outcome.json").write_text(json.dumps({"state": how, "reason": reason, "check": None}))
+        check = BUDGET // 4 if how == "stopped" else None
+        (folder / "outcome.json").write_text(json.dumps({"state": how, "reason": reason, "check": check}))
     write_evaluation(folder, 0, 0, 4.0, objective)
     if how == "finished":
         write_evaluation(folder, steps // 2, steps // 2 * batch, final + 0.1, objective)

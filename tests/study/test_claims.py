@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sengi.study.claim_rules import CLAIMS, ClaimResult, Verdict
 from sengi.study.claims import judge_claims
-from sengi.study.results import StudyResults
+from sengi.study.results import RunResult, StudyResults
 
 sys.path.append(str(Path(__file__).parent))
 from fake_results import BASE, make_run, make_study, results_of
@@ -290,3 +290,21 @@ def test_seeds_of_a_setting_make_early_signals_no_surer() -> None:
     one, three = claim(study(1), 8), claim(study(3), 8)
     assert three.high - three.low > 0.8 * (one.high - one.low)
     assert len(three.runs) == 18
+
+
+def test_each_early_signal_names_the_runs_that_it_was_made_of() -> None:
+    def of(point: int, batch: int) -> list[RunResult]:
+        settings = {"learning_rate": 1e-4 * point, "effective_batch_size": batch}
+        return [make_run(point, settings, seed, 2 + 0.05 * point, early=-0.1 * point, norm=point) for seed in (1, 2)]
+
+    runs = [run for point in range(1, 7) for run in of(point, 8 if point % 2 else 16)]
+    # norms of several batch sizes are compared without their noise, which two settings did not measure
+    for point in (7, 8):
+        for run in of(point, 8):
+            unmeasured = dataclasses.replace(run.history, noise=tuple(math.nan for _ in run.history.noise))
+            runs.append(dataclasses.replace(run, history=unmeasured))
+    found = claim(results_of(runs, ("learning_rate",)), 8)
+    assert "early loss +0.99 (claimed: +) over 8 settings, 16 runs" in found.reason
+    assert "early gradient norm without noise -0.99 (claimed: −) over 6 settings, 12 runs" in found.reason
+    assert "(its noise was not measured in 007-s1, 007-s2, 008-s1, 008-s2)" in found.reason
+    assert len(found.runs) == 16

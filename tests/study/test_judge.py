@@ -7,16 +7,22 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sengi.recipe import Recipe
 from sengi.study.judge import CONDEMNED, JudgeSettings, Verdict, is_audited, judge
+from sengi.study.recording import group
+from sengi.study.scheduler import run_study
 from sengi.study.signals import History
+from sengi.study.study_file import read_study
 
 sys.path.append(str(Path(__file__).parent))
+from fake_runs import FakeExecutor, write_study
 from synthetic import SETTINGS, run
 
 CASES = settings(max_examples=30, deadline=None)
@@ -83,6 +89,45 @@ def test_repeated_seeds_calibrate_the_margin() -> None:
     assert condemned(quiet).keys() == {"wild-0", "wild-1"}
     assert condemned(loud) == {}
     assert any("2 settings with repeated seeds" in v.reason for v in quiet)
+
+
+def drowned(history: History) -> History:
+    """The same run with noise that is larger than its norm: less than nothing is left of the gradient."""
+    return replace(history, noise=tuple(2 * norm**2 for norm in history.grad_norm))
+
+
+def seeded(name: str, pace: float, norm: float, batch: int, count: int = 2) -> list[History]:
+    return [
+        run(f"{name}-{seed}", pace + 0.002 * seed, norm * (1 + 0.002 * seed), batch, settings=name, trace=1.0)
+        for seed in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 1])
+def test_a_seed_of_which_only_noise_is_seen_does_not_switch_the_judge_off(count: int) -> None:
+    # two batch sizes, so that norms are compared without their noise; with and without repeated seeds
+    runs = [*seeded("calm", 0.9, 1.0, 8, count), *seeded("wild", 1.2, 2.0, 8, count), *seeded("large", 0.9, 1.0, 16, 1)]
+    wild = {f"wild-{seed}" for seed in range(count)}
+    assert condemned(judge(runs, SETTINGS)).keys() == wild
+    # one of the seeds of a setting; or, where nothing is repeated, most of all steps
+    noisy = ["calm"] if count > 1 else ["one", "two", "three"]
+    more = [drowned(run(f"noisy-{name}", 1.0, 1.0, 8, settings=name, trace=1.0)) for name in noisy]
+    with_it = judge([*runs, *more], SETTINGS)
+    assert condemned(with_it).keys() == wild
+    said = {v.reason for v in with_it if v.run.startswith("noisy")}
+    assert all("its gradient norm cannot be told from noise" in reason for reason in said)
+
+
+def test_where_too_few_norms_are_above_their_noise_the_margin_is_unknown_and_said_so() -> None:
+    calm = seeded("calm", 0.9, 1.0, 8)
+    wild, large = seeded("wild", 1.2, 2.0, 8, 1), seeded("large", 0.9, 1.0, 16, 1)
+    assert condemned(judge([*calm, *wild, *large], replace(SETTINGS, confidence=0.5))).keys() == {"wild-0"}
+    verdicts = judge([calm[0], drowned(calm[1]), *wild, *large], replace(SETTINGS, confidence=0.5))
+    assert condemned(verdicts) == {}
+    assert {v.reason.partition(": ")[2] for v in verdicts} == {
+        "the margin of the gradient norm is unknown, too few of the runs that tell what chance does have a gradient "
+        "norm above their noise"
+    }
 
 
 def explode(history: History, height: float) -> History:
@@ -239,18 +284,64 @@ def test_without_runs_there_is_nothing_to_say() -> None:
     assert judge([], JudgeSettings(100, 1000)) == []
 
 
-def test_runs_of_two_methods_are_judged_apart() -> None:
+def test_runs_of_two_groups_are_judged_apart() -> None:
     # an adapter's gradient is not a whole model's: its norm says nothing of the other's
     model = [run(name, pace, norm) for name, pace, norm in (("calm", 1.0, 1.0), ("wild", 1.3, 2.0))]
-    adapter = [
-        replace(one, name=f"lora-{one.name}", settings=f"lora {one.settings}", method="adapter") for one in model
-    ]
+    adapter = [replace(one, name=f"lora-{one.name}", settings=f"lora {one.settings}", group="adapter") for one in model]
     loud = [replace(one, grad_norm=tuple(50 * norm for norm in one.grad_norm)) for one in adapter]
     alone = judge(model, SETTINGS)
     together = judge([*model, *loud], SETTINGS)
     assert [verdict for verdict in together if not verdict.run.startswith("lora")] == alone
     stopped = {verdict.run for verdict in together if verdict.state == "stop"}
     assert stopped == {"wild", "lora-wild"}
-    # without the method, every adapter of these would be stopped by the calm model
-    mixed = judge([*model, *(replace(one, method="") for one in loud)], SETTINGS)
+    # without the group, every adapter of these would be stopped by the calm model
+    mixed = judge([*model, *(replace(one, group="") for one in loud)], SETTINGS)
     assert {verdict.reference for verdict in mixed if verdict.reference} == {"calm"}
+
+
+LORA = {"use_peft": True}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"model_name_or_path": "another"}),
+        ({}, {"data": ["other.jsonl"]}),
+        ({}, {"max_length": 512}),
+        ({"max_length": 512}, {"max_length": 512, "overlong": "truncate"}),
+        ({}, {"strategy": "phased"}),
+        ({"strategy": "phased"}, {"strategy": "phased", "phases": {"by": "response_length"}}),
+        ({}, {"loss_reduction": "sample"}),
+        ({}, LORA),
+        (LORA, {**LORA, "lora_r": 64}),
+        (LORA, {**LORA, "lora_alpha": 64}),
+        (LORA, {**LORA, "lora_target_modules": ["q_proj"]}),
+        (LORA, {**LORA, "load_in_4bit": True}),
+    ],
+)
+def test_what_changes_the_meaning_of_loss_or_norm_makes_another_group(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    base = {"model_name_or_path": "model", "data": [{"path": "train.jsonl"}], "output_dir": "run"}
+
+    def of(values: dict[str, Any]) -> str:
+        data = [{"path": path} for path in values.get("data", [])]
+        return group(Recipe(**{**base, **values, **({"data": data} if data else {})}))
+
+    assert of(one) != of(other)
+    # what a sweep is about does not
+    same = {"learning_rate": 1e-5, "effective_batch_size": 8, "warmup_steps": 5, "weight_decay": 0.1, "seed": 7}
+    assert of(one) == of({**one, **same})
+
+
+def test_a_study_does_not_hold_one_reduction_of_the_loss_against_another(tmp_path: Path) -> None:
+    # lower losses and higher norms of one of them would be the judge's picture of a bad run
+    def curve(recipe: dict[str, Any], samples: int) -> tuple[float, float]:
+        shift = recipe["loss_reduction"] == "sample"
+        return 3 - (1 + shift) * (1 - np.exp(-samples / 800)), 1.0 + shift
+
+    early = {"mode": "terminate", "check_samples": 400, "early_samples": 1200}
+    space = {"learning_rate": [1e-3], "loss_reduction": ["token", "sample"]}
+    path = write_study(tmp_path, space=space, early_termination=early)
+    rows = run_study(read_study(path), make_executor=lambda asked: FakeExecutor(curve=curve))
+    assert [(row["state"], row["verdict"]) for row in rows] == [("finished", "keep")] * 2

@@ -11,6 +11,7 @@ import pytest
 
 from sengi.errors import InputError
 from sengi.study import scheduler
+from sengi.study.database import shared_name
 from sengi.study.scheduler import StudyObserver, run_study
 from sengi.study.study_file import read_study
 
@@ -34,7 +35,7 @@ def _password(monkeypatch: pytest.MonkeyPatch) -> None:
 def trials(server: Server, folder: Path) -> list[tuple[str, dict[str, Any], float | None]]:
     import optuna
 
-    study = optuna.load_study(study_name=str(folder), storage=server.url)
+    study = optuna.load_study(study_name=shared_name(folder), storage=server.url)
     return [(trial.state.name, trial.params, trial.value) for trial in study.get_trials()]
 
 

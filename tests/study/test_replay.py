@@ -94,6 +94,18 @@ def test_where_it_is_right_the_replay_recommends_it() -> None:
     assert said[-1].startswith("Recommendation: stop early")
 
 
+def test_pruners_that_had_nothing_to_see_are_not_counted_as_failures() -> None:
+    recordings = as_the_paper_says()
+    # only the untouched model and the end were scored
+    ends = [replace(one, evaluations=(one.evaluations[0], one.evaluations[-1])) for one in recordings]
+    assert "ASHA on the objective" in by_policy(recordings)
+    assert {name for name in by_policy(ends) if "objective" in name} == set()
+    found = correlations(ends, SETTINGS, minimize=True)
+    said = sentences(replay(ends, SETTINGS, True), found, 0.01)
+    assert any(line.startswith("Pruners on the objective were not replayed: no run was evaluated") for line in said)
+    assert not any("were not replayed" in line for line in sentences(replay(recordings, SETTINGS, True), found, 0.01))
+
+
 def test_a_replay_is_the_same_each_time_and_in_any_order() -> None:
     recordings = as_the_paper_says(4)
     assert replay(recordings, SETTINGS, True) == replay(recordings[::-1], SETTINGS, True)
@@ -157,6 +169,29 @@ def test_the_command_replays_a_study_folder(
     assert "there is nothing to stop" in capsys.readouterr().err
     assert sengi(["study", "replay", str(tmp_path)]) == 2
     assert "no study" in capsys.readouterr().err
+
+
+def test_what_cannot_be_replayed_is_named_and_the_rest_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rates in (("many", [1e-3, 2e-3, 3e-3, 4e-3]), ("few", [1e-3, 2e-3])):
+        path = write_study(tmp_path, space={"learning_rate": rates}, output_dir=str(tmp_path / name))
+        run_study(read_study(path), make_executor=lambda asked: FakeExecutor(room=4))
+    many, few = str(tmp_path / "many"), str(tmp_path / "few")
+    output = tmp_path / "a/new/folder/replay.json"
+    assert sengi(["study", "replay", few, many, "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    reason = f"{few}: a replay needs 4 finished runs or more, here are 2; finish more of them"
+    assert f"left out: {reason}" in said
+    assert "judge, one run after another" in said
+    told = json.loads(output.read_text())
+    assert [one["study"] for one in told["studies"]] == [many]
+    assert told["left_out"] == [reason]
+    assert sengi(["study", "replay", few]) == 2
+    assert "a replay needs 4 finished runs or more" in " ".join(capsys.readouterr().err.split())
+    # an output that cannot be written is an error of one sentence
+    assert sengi(["study", "replay", many, "--output", str(tmp_path / "many/request.json/replay.json")]) == 1
+    assert "request.json" in capsys.readouterr().err
+    assert sengi(["study", "replay", many, "--output", str(tmp_path)]) == 1
+    assert "unforeseen" not in capsys.readouterr().err
 
 
 def test_seeds_of_a_setting_are_not_counted_as_settings() -> None:

@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
-from sengi.errors import StoppedByRequest
+from sengi.errors import SengiError, StoppedByRequest
 from sengi.storage import lock, read_lines
+from sengi.study import scheduler
+from sengi.study.chain import run_chain
 from sengi.study.judge import Verdict
 from sengi.study.lease import holder
 from sengi.study.results import read_results
 from sengi.study.run_executor import Ended
 from sengi.study.scheduler import StudyObserver, run_study
 from sengi.study.space import Run
-from sengi.study.study_file import read_study
+from sengi.study.study_file import StudyFile, read_study
 from sengi.study.verdicts import VerdictLog, last_words
 from sengi.study.watched import Watched
 
@@ -180,6 +182,66 @@ def test_a_stop_that_a_training_dies_of_leaves_it_waiting(tmp_path: Path) -> Non
         go(path, DiesOfIt())
     row = json.loads((tmp_path / "study/study.json").read_text())["runs"][0]
     assert (row["state"], row["reason"]) == ("waiting", "")
+
+
+def test_a_database_that_fails_before_the_next_point_costs_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowSecond(FakeExecutor):
+        """The second run takes one look in four."""
+
+        looks = 0
+
+        def _go_on(self, run: Run) -> Ended | None:
+            self.looks += run.name == "002-s42"
+            waits = run.name == "002-s42" and run.name not in self.stopped and self.looks % 4
+            return None if waits else super()._go_on(run)
+
+    ask = scheduler.Database.ask
+
+    def fail(self: scheduler.Database, point: int) -> dict[str, Any]:
+        if point > 2:
+            raise OSError("gone")
+        return ask(self, point)
+
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    path = write_study(tmp_path, space=space, num_trials=3, early_termination={"mode": "off"})
+    executor = SlowSecond()
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler.Database, "ask", fail)
+        with pytest.raises(SengiError, match=r"when it was asked for point 3 \(OSError\).*every run continues"):
+            go(path, executor)
+    assert executor.running == {}
+    summary = json.loads((tmp_path / "study/study.json").read_text())
+    assert summary["state"] == "stopped"
+    assert [row["state"] for row in summary["runs"]] == ["finished", "waiting"]
+    assert 0 < summary["runs"][1]["samples_seen"] < 4000
+    assert json.loads((tmp_path / "study/runs/002-s42/status.json").read_text())["state"] == "stopped"
+    assert {row["state"] for row in go(path, FakeExecutor()).values()} == {"finished"}
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_stop_asked_while_the_study_starts_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: bool
+) -> None:
+    database = scheduler.Database
+
+    def slow(file: StudyFile, folder: Path) -> scheduler.Database:
+        (tmp_path / "study/stop.json").touch()
+        return database(file, folder)
+
+    stages = {"stages": {"rate": CALM_AND_WILD}, "space": {}}
+    path = write_study(tmp_path, **(stages if chain else {"space": CALM_AND_WILD}))
+    executor = FakeExecutor()
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "Database", slow)
+        with pytest.raises(StoppedByRequest):
+            (run_chain if chain else run_study)(read_study(path), make_executor=lambda asked: executor)
+    assert executor.started == []
+    # and one that an earlier session left is not
+    (tmp_path / "study/stop.json").touch()
+    (run_chain if chain else run_study)(read_study(path), make_executor=lambda asked: executor)
+    assert executor.started == ["001-s42", "002-s42"]
 
 
 def test_a_run_that_is_tried_again_is_not_called_failed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from sengi.cli import study_display
 from sengi.cli.app import run as sengi
+from sengi.storage import read_lines
 from sengi.study.chain import run_chain
 from sengi.study.run_executor import Ended
 from sengi.study.scheduler import run_study
@@ -27,10 +29,11 @@ from fake_runs import FakeExecutor, write_study
 
 
 class Endless(FakeExecutor):
-    """Its runs go on until they are asked to stop."""
+    """Its runs take some steps, and then go on until they are asked to stop."""
 
     def _go_on(self, run: Run) -> Ended | None:
-        return super()._go_on(run) if run.name in self.stopped else None
+        waits = run.name not in self.stopped and (run.folder / "dynamics.jsonl").exists()
+        return None if waits else super()._go_on(run)
 
 
 def row(name: str, score: float) -> dict[str, Any]:
@@ -54,8 +57,20 @@ def test_the_live_table_marks_the_best(monkeypatch: pytest.MonkeyPatch, minimize
     assert f"\x1b[1;32m{other}" not in screen.getvalue()
 
 
+def test_the_live_table_shows_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(study_display, "err", Console(file=screen, force_terminal=True, width=200, color_system=None))
+    at_work = {"settings": {"learning_rate": 2e-5}, "state": "running", "verdict": "suspect", "score": None}
+    numbers = {"samples_seen": 12_800, "loss": 1.23456, "grad_norm": 0.5}
+    with study_display.StudyDisplay(True) as display:
+        display.rows([{**row("001-s1", 0.25), **at_work, **numbers}])
+    lines = [re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", line).split() for line in screen.getvalue().splitlines()]
+    assert ["run", "settings", "state", "samples", "loss", "grad", "norm", "score", "verdict"] in lines
+    assert ["001-s1", "learning_rate", "2e-05", "running", "12,800", "1.2346", "0.5000", "suspect"] in lines
+
+
 def test_stop_waits_until_the_study_has_saved_and_resume_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_study(tmp_path, space={"learning_rate": [1e-3]})
     pid = os.fork()
@@ -65,7 +80,8 @@ def test_stop_waits_until_the_study_has_saved_and_resume_goes_on(
         finally:
             os._exit(3)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "study/study.json").is_file():
+    log = tmp_path / "study/runs/001-s42/dynamics.jsonl"
+    while not (log.is_file() and log.read_text() and (tmp_path / "study/study.json").is_file()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert sengi(["study", "stop", str(path)]) == 0
@@ -74,6 +90,14 @@ def test_stop_waits_until_the_study_has_saved_and_resume_goes_on(
     assert json.loads((tmp_path / "study/study.json").read_text())["state"] == "stopped"
     assert sengi(["study", "stop", str(path)]) == 2
     assert "no process works on this study" in capsys.readouterr().err
+    # and the study goes on from there
+    monkeypatch.setattr("sengi.study.local.LocalExecutor", lambda asked: FakeExecutor())
+    monkeypatch.setattr("sengi.report.study_write.write_study_report", lambda folder: [])
+    saved = len(log.read_text().splitlines())
+    assert sengi(["study", "resume", str(tmp_path / "study")]) == 0
+    assert 0 < saved < 250
+    assert [line["step"] for line in read_lines(log)] == list(range(1, 251))
+    assert json.loads((tmp_path / "study/study.json").read_text())["state"] == "finished"
 
 
 def test_a_study_that_was_moved_is_not_begun_again_in_the_old_place(

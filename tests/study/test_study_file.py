@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from sengi.errors import RecipeError
+from sengi.study.scheduler import run_study
 from sengi.study.space import grid, runs_of
 from sengi.study.study_file import read_study
 
 sys.path.append(str(Path(__file__).parent))
-from fake_runs import write_study
+from fake_runs import FakeExecutor, write_study
 
 
 def test_a_grid_names_its_runs_by_point_and_seed(tmp_path: Path) -> None:
@@ -89,6 +90,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"early_termination": {"mode": "kill"}},
         "early_termination.mode: must be 'off', 'advise' or 'terminate', got 'kill'",
     ),
+    ({"early_termination": {"audit": 0.2}}, "audit is 0.2, but mode advise stops no run that could go on instead"),
     ({"early_termination": {"check_samples": 200}, "budget_samples": 400}, "checks every 200 samples, but its window"),
     ({"space": {"effective_batch_size": {"low": 8, "high": 8192}}, "num_trials": 3}, "effective_batch_size is 8,192"),
     (
@@ -98,10 +100,29 @@ BAD: list[tuple[dict[str, Any], str]] = [
         },
         "cosin",
     ),
+    (
+        {"space": {"effective_batch_size": {"low": 8, "high": 64.5}}, "num_trials": 3},
+        "space: effective_batch_size runs from 8 to 64.5, but it takes whole numbers only; give whole numbers at both",
+    ),
+    (
+        {"space": {"warmup_steps": {"low": 0.01, "high": 20}}, "num_trials": 3},
+        "warmup_steps runs from 0.01 to 20, but above 1 it takes whole numbers only",
+    ),
+    (
+        {"space": {"use_peft": {"low": 0.0, "high": 1.5}}, "num_trials": 3},
+        "use_peft runs from 0.0 to 1.5, but it takes",
+    ),
+    ({"stages": {"a": {"lora_r": {"low": 4.5, "high": 9}}}, "space": {}, "num_trials": 3}, "stages: lora_r runs from"),
     ({"storage": "mysql://x"}, "write postgresql://USER@HOST/DATABASE"),
     ({"storage": "postgresql://me:secret@host/db"}, "storage holds a password"),
+    ({"storage": "postgresql://host/db?user=me&password=secret"}, "storage holds a password"),
+    ({"storage": "postgresql://me@host/db?sslmode=require&pass%77ord=secret"}, "storage holds a password"),
+    ({"storage": "postgresql:///db?PASSWORD=secret"}, "storage holds a password"),
     ({"recipe": {"model_name_or_path": "m", "data": ["t.jsonl"]}}, "the recipe has no eval_data"),
     ({"objective": "mmlu/acc"}, "neither eval_questions nor eval_tasks"),
+    ({"objective": "heldout"}, "objective is 'heldout', which names no metric of a task, so that nothing says which"),
+    ({"objective": "wikitext/"}, "which names no metric of a task"),
+    ({"objective": "/acc"}, "which names no metric of a task"),
     ({"recipe": "nowhere.yaml"}, "nowhere.yaml: no such recipe file"),
 ]
 
@@ -113,6 +134,42 @@ def test_a_bad_study_is_refused_in_one_line_that_says_why(tmp_path: Path, more: 
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "ends", "kind"),
+    [
+        ("effective_batch_size", (8.0, 64.0), int),
+        ("warmup_steps", (0.0, 20.0), int),
+        ("warmup_steps", (0.0, 0.1), float),
+        ("weight_decay", (0.0, 0.5), float),
+    ],
+)
+def test_a_range_draws_the_numbers_that_its_key_takes(
+    tmp_path: Path, key: str, ends: tuple[float, float], kind: type
+) -> None:
+    space = {"learning_rate": [1e-3], key: {"low": ends[0], "high": ends[1]}}
+    rows = run_study(
+        read_study(write_study(tmp_path, space=space, num_trials=4, early_termination={"mode": "off"})),
+        make_executor=lambda asked: FakeExecutor(),
+    )
+    assert {type(row["settings"][key]) for row in rows} == {kind}
+    assert {row["state"] for row in rows} == {"finished"}
+
+
+def test_an_objective_without_a_metric_is_told_what_can_be_asked(tmp_path: Path) -> None:
+    # a benchmark's metric may be better when lower: half a name would be optimised the wrong way
+    recipe = {
+        "model_name_or_path": "m",
+        "data": ["t.jsonl"],
+        "eval_data": ["h.jsonl"],
+        "eval_questions": ["own.jsonl"],
+        "eval_tasks": ["wikitext", "heldout:other.jsonl", "questions:own.jsonl"],
+    }
+    with pytest.raises(RecipeError) as caught:
+        read_study(write_study(tmp_path, recipe=recipe, objective="wikitext"))
+    offers = "heldout_loss, own/accuracy, own/exact_match, wikitext/METRIC, heldout_other/loss"
+    assert str(caught.value).endswith(f"this recipe has {offers}")
 
 
 def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.train.memory_run import small_recipe
 
-from sengi.recipe import Recipe
+from sengi.recipe import REGRET, Recipe
+from sengi.recipe_sources import resolve_recipe
 from sengi.statistics.gradient_noise import NoiseScale
 from sengi.train.advice import FEWEST_STEPS, STEPS, Advice, advise, explain_probe, less_sure
+from sengi.train.run_plan import _lora_warnings
 
 BASE = {"model_name_or_path": "ibm-granite/granite-7b-base", "eval_tasks": ["mmlu"]}
 
@@ -89,6 +91,8 @@ def test_a_run_that_max_steps_cuts_is_judged_by_the_epochs_it_sees() -> None:
         ({"learning_rate": 1e-6}, {"learning_rate": "2e-05"}),
         ({"model_name_or_path": "mistralai/Mistral-7B-v0.1"}, {"learning_rate": "1e-06"}),
         ({"model_name_or_path": "Qwen/Qwen3-4B"}, {}),
+        ({"model_name_or_path": "/data/mistral-experiments/qwen3-4b"}, {}),  # a folder above the model says nothing
+        ({"model_name_or_path": "/data/qwen/Mistral-7B/"}, {"learning_rate": "1e-06"}),
         ({"model_name_or_path": "Qwen/Qwen3-4B", "learning_rate": 3e-4}, {"learning_rate": "2e-05"}),
         ({"model_name_or_path": "smol", "learning_rate": 3e-4, "parameters": 1e8}, {}),
         ({"lr_scheduler_type": "cosine"}, {}),
@@ -98,10 +102,21 @@ def test_a_run_that_max_steps_cuts_is_judged_by_the_epochs_it_sees() -> None:
         ({"num_train_epochs": 20}, {"num_train_epochs": "10"}),
         ({"eval_tasks": []}, {"eval_data": "held-out conversations, or eval_tasks"}),
         ({"use_peft": True}, {}),
+        ({"use_peft": True, "effective_batch_size": 128}, {}),  # LoRA loses by large batches
+        ({"use_peft": True, "samples": 20_000}, {"effective_batch_size": "93"}),
     ],
 )
 def test_what_would_be_changed(values: dict[str, Any], expected: dict[str, str]) -> None:
     assert changes(**values) == expected
+
+
+@pytest.mark.parametrize("batch", [128, 3840])
+def test_of_the_batch_of_lora_advice_and_plan_say_the_same(batch: int) -> None:
+    line = advice_on(use_peft=True, effective_batch_size=batch)["effective_batch_size"]
+    assert "LoRA loses more than full fine-tuning by large batches, at any rank" in line.reason
+    assert (line.suggestion, line.source, line.confidence) == ("", REGRET, "low")
+    resolved = resolve_recipe(values={**BASE, "data": ["t.jsonl"], "output_dir": "run", "use_peft": True})
+    assert any("LoRA loses more by large batches, at any rank" in warning for warning in _lora_warnings(resolved))
 
 
 @settings(max_examples=40, deadline=None)

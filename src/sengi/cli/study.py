@@ -122,26 +122,40 @@ def replay(
 ) -> int:
     """Replay finished studies: what the judge, ASHA and the median rule would have saved and cost.
 
+    A study or stage that cannot be replayed is named with its reason, and the others are.
+
     Args:
         studies: Study folders.
         json: Print one JSON object instead.
         output: Also write every number to this JSON file.
     """
+    from sengi import storage
     from sengi.study.chain import stage_folders
     from sengi.study.replay_study import replay_study
 
     if not studies:
         raise InputError("sengi study replay needs one or more study folders")
     with err.status("replaying"):
-        replays = [replay_study(folder) for path in studies for folder in stage_folders(_folder(path))]
-    text = json_module.dumps({"studies": [one.to_dict() for one in replays]}, indent=1, ensure_ascii=False) + "\n"
+        replays, left_out = [], []
+        for folder in [folder for path in studies for folder in stage_folders(_folder(path))]:
+            try:
+                replays.append(replay_study(folder))
+            except InputError as error:
+                left_out.append(str(error))
+    if not replays:
+        raise InputError("; ".join(left_out) or "no stage of these studies has begun; there is nothing to replay")
+    told = {"studies": [one.to_dict() for one in replays], "left_out": left_out}
+    text = json_module.dumps(told, indent=1, ensure_ascii=False) + "\n"
     if output is not None:
-        output.write_text(text, encoding="utf-8")
+        storage.create_folder(output.parent)
+        storage.write_file(output, text.encode())
     if json:
         out.file.write(text)
         return 0
     for one in replays:
         print_replay(one)
+    for reason in left_out:
+        out.print(f"left out: {reason}", soft_wrap=True, markup=False)
     return 0
 
 

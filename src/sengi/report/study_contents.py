@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sengi.errors import InputError
 from sengi.report import formats
+from sengi.report.study_audit import audit_sentences
 from sengi.report.study_curves import EarlySignal, Mark, RunCurve, early_signals, marks, run_curves
 from sengi.report.study_headline import Headline, headline
 from sengi.report.study_maps import HeatMap, heat_maps
@@ -50,7 +51,7 @@ class StudyReport:
         claims: the ten claims.
         curves, marks, early: what is drawn.
         maps: heat maps of the grid; ``map_note`` says why there are none.
-        findings: of the replay, in words.
+        findings: of audited runs and of the replay, in words.
         commands: (purpose, command).
     """
 
@@ -120,7 +121,7 @@ def build_study_report(folder: Path, now: float) -> StudyReport:
         early=early_signals(results),
         maps=maps,
         map_note="" if maps else _no_map(results, ranked),
-        findings=findings,
+        findings=[*audit_sentences(results), *findings],
         commands=_commands(results, ranked),
     )
 

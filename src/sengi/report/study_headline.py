@@ -16,6 +16,7 @@ from sengi.study.space import settings_text
 
 NAMED = 3  # settings and runs named in a sentence
 HOUR = 3600
+FOLDER = "in a new study folder: the seeds of this one cannot change"
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def _next(results: StudyResults, ranked: Sequence[RankedSetting], open_runs: Seq
     ties = [one for one in ranked if one.word == "not told apart"]
     if ranked and max(len(one.runs) for one in ranked) == 1 and len(ranked) > 1:
         names = "the best and those not told apart from it" if ties else "the best few"
-        steps.append(f"Repeat {names} with two more seeds before believing small differences.")
+        steps.append(f"Repeat {names} with two more seeds, {FOLDER}, before believing small differences.")
     elif ties:
-        needed = "more seeds, or more questions or held-out conversations"
+        needed = f"more seeds ({FOLDER}), or more questions or held-out conversations"
         steps.append(f"Take any of those not told apart, the cheapest one say; to separate them takes {needed}.")
     if ranked and not open_runs:
         steps.append(f"Put the best settings into your recipe ({_best_request(ranked[0])}) and train in full.")
@@ -168,7 +169,13 @@ def _warnings(results: StudyResults) -> tuple[str, ...]:
             f"{_count(len(failed), 'run')} failed and {_has(failed)} no score: {_named(failed)}; sengi study resume "
             f"{results.folder} tries again."
         )
-    if stopped := [run for run in results.runs if run.state == "stopped"]:
+    if alarmed := [run for run in results.runs if run.by_alarm]:
+        more = f"; and {len(alarmed) - NAMED} more" if len(alarmed) > NAMED else ""
+        causes = "; ".join(f"{run.name}, {run.reason}" for run in alarmed[:NAMED])
+        lines.append(
+            f"{_count(len(alarmed), 'run')} stopped by an alarm and {_has(alarmed)} no final score: {causes}{more}."
+        )
+    if stopped := [run for run in results.runs if run.state == "stopped" and not run.by_alarm]:
         lines.append(
             f"{_count(len(stopped), 'run')} stopped early by the judge and {_has(stopped)} no final score: "
             f"{_named(stopped)}. The ranking and the claims do not know how they would have ended."

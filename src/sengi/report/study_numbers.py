@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sengi.report import formats
+from sengi.study.objective import HELDOUT, parts
 from sengi.study.results import StudyResults
 
 FEWEST, MOST = 3, 5  # decimals
@@ -51,17 +52,10 @@ class ScoreText:
         return f"{self.score(value)} ({self.score(low)} to {self.score(high)})"
 
 
-def metric_of(objective: str) -> str:
-    """The metric by which scores are printed."""
-    return "loss" if objective == "heldout_loss" else objective.rpartition("/")[2]
-
-
 def objective_text(objective: str) -> str:
     """The objective for people."""
-    task, _, metric = objective.rpartition("/")
-    if objective == "heldout_loss":
-        return "held-out loss"
-    return f"{formats.metric(metric)} of {task}" if task else formats.metric(metric)
+    task, metric = parts(objective)
+    return "held-out loss" if objective == HELDOUT else f"{formats.metric(metric)} of {task}"
 
 
 def score_text(results: StudyResults) -> ScoreText:
@@ -69,4 +63,4 @@ def score_text(results: StudyResults) -> ScoreText:
     scores = [run.score.value for run in results.scored if run.score is not None]
     span = max(scores) - min(scores) if scores else 0.0
     decimals = 2 - math.floor(math.log10(span)) if span > 0 else 3
-    return ScoreText(metric_of(results.objective), max(FEWEST, min(MOST, decimals)))
+    return ScoreText(parts(results.objective)[1], max(FEWEST, min(MOST, decimals)))

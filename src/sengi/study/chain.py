@@ -73,10 +73,10 @@ def run_chain(
     storage.create_folder(folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(storage.lock(folder))
+        (folder / STOP).unlink(missing_ok=True)  # of an earlier session; who asks from here on means this one
         storage.sweep(folder)
         _check_same_stages(request)
         storage.write_file(folder / REQUEST, request.to_json())
-        (folder / STOP).unlink(missing_ok=True)
         stack.callback((folder / STOP).unlink, missing_ok=True)
         return Chain(request, observer or StudyObserver(), make_executor).run()
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from sengi.study.claim_rules import CLAIMS, ClaimResult, Verdict, decide, lacking, result
 from sengi.study.field import Field, Level
 from sengi.study.findings import Correlation, correlations
-from sengi.study.judge import JudgeSettings
-from sengi.study.replay import FEWEST, Recording
+from sengi.study.replay import FEWEST
 from sengi.study.results import StudyResults
-from sengi.study.signals import signals_at
 
 MODERATE = 0.3  # a rank correlation below this is of no use for stopping runs
 
@@ -125,21 +123,18 @@ def _early_signals(field: Field) -> ClaimResult:
     weaker = min(both, key=lambda one: one.expected * one.value)
     low, high = sorted((weaker.expected * weaker.low, weaker.expected * weaker.high))
     effect, seen = weaker.expected * weaker.value, _detectable_correlation(weaker.n)
-    texts = [f"{one.signal} {one.value:+.2f} (claimed: {'+' if one.expected > 0 else '−'})" for one in both]
-    reason = f"rank correlation with the final quality over {weaker.n} settings: {', '.join(texts)}"
+    texts = [
+        f"{one.signal} {one.value:+.2f} (claimed: {'+' if one.expected > 0 else '−'}) over {one.n} settings, "
+        f"{len(one.runs)} runs"
+        for one in both
+    ]
+    reason = f"rank correlation with the final quality: {'; '.join(texts)}"
+    if without := sorted(set(both[0].runs) - set(both[1].runs)):
+        reason += f" (its noise was not measured in {', '.join(without)})"
     verdict = _both_signals(both, high)
     if verdict == "cannot tell":
         reason += f"; {weaker.signal} cannot be told from chance"
-    runs = tuple(sorted(recording.history.name for recording in _with_signals(recordings, judge)))
-    return ClaimResult(8, *CLAIMS[8], verdict, reason, "correlation", effect, low, high, seen, runs)
-
-
-def _with_signals(recordings: Sequence[Recording], judge: JudgeSettings) -> list[Recording]:
-    """Those whose early signals :func:`sengi.study.findings.correlations` compares."""
-    warm = max(recording.history.warmup_samples for recording in recordings)
-    told = [(r, signals_at(r.history, judge.checks()[-1], judge.window, warm)) for r in recordings]
-    several = len({r.history.batch_size for r, signals in told if signals is not None}) > 1
-    return [r for r, s in told if s is not None and (math.isfinite(s.corrected) or not several)]
+    return ClaimResult(8, *CLAIMS[8], verdict, reason, "correlation", effect, low, high, seen, both[0].runs)
 
 
 def _both_signals(both: Sequence[Correlation], high: float) -> Verdict:

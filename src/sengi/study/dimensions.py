@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from pydantic import model_validator
 
 from sengi.errors import RecipeError
-from sengi.recipe import Recipe, Strict, field_names
+from sengi.recipe import Recipe, Strict, field_names, field_of
 from sengi.recipe_sources import nearest, preset_text, read_preset
 
 OWN_KEYS = {  # recipe keys that the study sets itself -> the study key that decides them
@@ -28,7 +28,7 @@ class Range(Strict):
     """Values between two ends, searched by Optuna."""
 
     low: int | float
-    """Smallest value; whole numbers at both ends make the values whole."""
+    """Smallest value; whole numbers at both ends make the values whole, and a key that takes no others needs them."""
     high: int | float
     """Largest value."""
     log: bool = False
@@ -56,6 +56,41 @@ class ScaledEntry(Strict):
 
 Bundles: TypeAlias = dict[str, dict[str, Any]]  # name -> recipe keys and values that it stands for
 Space: TypeAlias = dict[str, list[Any] | Range | Bundles]
+
+
+def settle_ranges(space: Space) -> Space:
+    """A space whose ranges have the numbers that their keys take: whole ones for a key that takes no others.
+
+    Raises:
+        ValueError: such a key has an end that is not whole, so that most draws would fail in the middle of the study.
+    """
+    return {key: _settled(key, values) if isinstance(values, Range) else values for key, values in space.items()}
+
+
+def _settled(key: str, asked: Range) -> Range:
+    # a warm-up below 1 is a share of the steps, above it is steps
+    whole = asked.high > 1 if key == "warmup_steps" else _takes_whole_numbers(key)
+    if not whole:
+        return asked
+    if asked.low != int(asked.low) or asked.high != int(asked.high):
+        above = " above 1" if key == "warmup_steps" else ""
+        raise ValueError(
+            f"{key} runs from {asked.low} to {asked.high}, but{above} it takes whole numbers only; give whole numbers "
+            "at both ends"
+        )
+    return asked.model_copy(update={"low": int(asked.low), "high": int(asked.high)})
+
+
+def _takes_whole_numbers(key: str) -> bool:
+    kinds = set(_kinds(field_of(key).annotation))
+    return float not in kinds and bool(kinds & {int, bool})
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
 
 
 def options(values: list[Any] | Range | Bundles) -> list[Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sengi.statistics.intervals import normal_quantile
 from sengi.study.judge import JudgeSettings
-from sengi.study.replay import FEWEST, Outcome, Recording
+from sengi.study.replay import FEWEST, OBJECTIVE, Outcome, Recording
 from sengi.study.signals import signals_at
 
 
@@ -21,6 +21,7 @@ class Correlation:
         expected: sign that the paper's claim gives it.
         value: from -1 to 1, over all runs; NaN where all values of a side are equal.
         n: settings among them; seeds of one say nearly the same, so the interval is that of so many pairs.
+        runs: names of the runs that it was made of.
     """
 
     signal: str
@@ -29,6 +30,7 @@ class Correlation:
     low: float
     high: float
     n: int
+    runs: tuple[str, ...] = ()
 
     @property
     def predicts(self) -> bool:
@@ -63,7 +65,8 @@ def _against(signal: str, expected: int, told: Sequence[tuple[Recording, float]]
     """A signal of each run against its final quality."""
     quality = [-recording.score if minimize else recording.score for recording, _ in told]
     settings = len({recording.history.settings for recording, _ in told})
-    return spearman(signal, expected, [value for _, value in told], quality, settings)
+    found = spearman(signal, expected, [value for _, value in told], quality, settings)
+    return replace(found, runs=tuple(sorted(recording.history.name for recording, _ in told)))
 
 
 def spearman(
@@ -132,6 +135,11 @@ def sentences(outcomes: Sequence[Outcome], found: Sequence[Correlation], standar
     ]
     if not better:
         lines.append("No other policy saved at least as much at no more regret.")
+    if not any(outcome.policy.endswith(OBJECTIVE) for outcome in outcomes):
+        lines.append(
+            "Pruners on the objective were not replayed: no run was evaluated between its start and its end "
+            "(eval_steps or eval_samples)."
+        )
     if both and within and judged.saved > 0:
         lines.append("Recommendation: stop early (early_termination: {mode: terminate, audit: 0.2}) on data like this.")
     else:

@@ -8,7 +8,7 @@ a law, and raw numbers mislead. So runs are compared
   runs rise later;
 * after the warm-up of all of them;
 * with the noise taken out of the norms where batch sizes differ: a larger batch has a lower norm for no merit;
-* with runs of the same method: the norm of an adapter's gradient says nothing of a whole model's;
+* with runs whose loss and norm mean the same: those of an adapter, or on other data, say nothing of the others';
 * with runs that learn at a fair share of the field's pace: a rate of zero has the highest loss and must not win;
 * by more than chance on both signals (margins.py), at ``checks_in_a_row`` checks.
 
@@ -24,14 +24,14 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from sengi.study.margins import Margins, calibrate
 from sengi.study.signals import MIN_STEPS, History, Signals, signals_at
 
-State = Literal["wait", "keep", "slow", "suspect", "spared", "advise", "audit", "late", "stop"]
+State = Literal["wait", "keep", "slow", "suspect", "spared", "advise", "audit", "late", "stop", "continued"]
 LARGEST_CHANGE = 10.0  # logarithm of a ratio, 22,000 times: more says nothing to a reader
-CONDEMNED = ("advise", "audit", "late", "stop")  # the states of a run that leaves the field
+CONDEMNED = ("advise", "audit", "late", "stop", "continued")  # the states of a run that leaves the field
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Verdict:
         run, check: name, and samples seen.
         state: ``wait`` (cannot be judged yet), ``keep``, ``slow`` (learns too little to be compared), ``suspect``
             (worse on both signals, not often enough), ``spared`` (condemned, but among the last), ``advise``,
-            ``audit`` or ``stop`` (condemned, by mode), ``late`` (condemned in hindsight: runs on).
+            ``audit`` or ``stop`` (condemned, by mode), ``late`` (condemned in hindsight: runs on), ``continued``
+            (stopped, and taken back by the scheduler, since too few others were left).
         reason: one sentence.
         loss, grad_norm: signals at the check; ``corrected_norm`` without noise.
         reference: the run it was compared with, or empty.
@@ -100,7 +101,8 @@ def judge(histories: Iterable[History], settings: JudgeSettings) -> list[Verdict
 
     Args:
         histories: one a run, in any order; names are unique. A run that has not begun belongs here too: it says how
-            long the longest warm-up is.
+            long the longest warm-up is. One that failed, or that an alarm stopped, does not: it will never have a
+            score, so it must neither condemn others nor count as a survivor.
         settings: how.
 
     Returns:
@@ -114,14 +116,14 @@ def judge(histories: Iterable[History], settings: JudgeSettings) -> list[Verdict
     for check in settings.checks():
         present = [run for run in runs if run.name not in condemned and run.reached(check)]
         found: dict[str, Verdict] = {}
-        for method in sorted({run.method for run in present}):
-            found |= _compare([run for run in present if run.method == method], check, warm, settings)
+        for group in sorted({run.group for run in present}):
+            found |= _compare([run for run in present if run.group == group], check, warm, settings)
         rows = {name: rows.get(name, 0) + 1 for name, verdict in found.items() if verdict.state == "suspect"}
         guilty = [name for name, count in rows.items() if count >= settings.checks_in_a_row]
         learning = sum(verdict.state in ("keep", "suspect") and bool(verdict.reference) for verdict in found.values())
         room = learning - settings.min_survivors
         # the worst go first; equal ones by name, so that the order of the runs does not matter
-        for name in sorted(guilty, key=lambda name: (-_excess(found[name]), name)):
+        for name in sorted(guilty, key=lambda name: (-excess(vars(found[name])), name)):
             found[name] = _sentence(found[name], settings, spared=room <= 0)
             if room > 0:
                 condemned.add(name)
@@ -131,7 +133,7 @@ def judge(histories: Iterable[History], settings: JudgeSettings) -> list[Verdict
 
 
 def _compare(present: list[History], check: int, warm: int, settings: JudgeSettings) -> dict[str, Verdict]:
-    """One check: every run of one method that is there against the best of its field."""
+    """One check: every run of one group that is there against the best of its field."""
     found: dict[str, Verdict] = {}
     judged: dict[str, tuple[History, Signals]] = {}
     for run in present:
@@ -181,7 +183,7 @@ def _judge_field(
     def rank(name: str) -> tuple[float, str]:
         signals = field[name][1]
         norm = signals.log_norm(corrected) / margins.of_norm(signals, signals)
-        # noise was all that was seen of its norm, or no margin is finite: it cannot lead
+        # noise was all that was seen of its norm: it cannot lead
         score = norm - signals.loss / margins.of_loss(signals, signals)
         return score if math.isfinite(score) else math.inf, name
 
@@ -211,6 +213,9 @@ def _verdict(
         norm_gap=norm_gap,
         norm_margin=margins.of_norm(one, other),
     )
+    if math.isinf(verdict.norm_margin):
+        few = "too few of the runs that tell what chance does have a gradient norm above their noise"
+        return replace(verdict, reason=f"kept at {check:,} samples: the margin of the gradient norm is unknown, {few}")
     if name == best:
         return replace(
             verdict, reason=f"kept at {check:,} samples: lowest gradient norm and highest loss of those that learn"
@@ -249,9 +254,14 @@ def _slow(pair: tuple[History, Signals], check: int, pace: float, settings: Judg
     )
 
 
-def _excess(verdict: Verdict) -> float:
-    """How far beyond chance a run is, on the weaker of its signals."""
-    return min(verdict.loss_gap / verdict.loss_margin, verdict.norm_gap / verdict.norm_margin)
+def excess(numbers: Mapping[str, Any]) -> float:
+    """How far beyond chance a run is, on the weaker of its signals, in margins; 0 where that was not measured.
+
+    Args:
+        numbers: of a verdict, or a line of verdicts.jsonl, where numbers that are not finite are None.
+    """
+    pairs = [(numbers.get(f"{signal}_gap"), numbers.get(f"{signal}_margin")) for signal in ("loss", "norm")]
+    return min((gap / margin for gap, margin in pairs if gap is not None and margin), default=0.0)
 
 
 def _sentence(verdict: Verdict, settings: JudgeSettings, spared: bool) -> Verdict:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ class RayExecutor:
         asked: the study file's ``executor``.
 
     Raises:
-        InputError: Ray is not installed, no cluster answers, or it is too small for one run.
+        InputError: Ray is not installed, no cluster answers, or none of its machines has room for a process of a run,
+            or all together not for all of them.
     """
 
     def __init__(self, asked: Executor) -> None:
@@ -50,18 +53,18 @@ class RayExecutor:
                 f"({one_line(error, 200)}); start one with 'ray start --head' and join it with "
                 "'ray start --address=HEAD:6379', or use executor: local"
             ) from None
-        there, self._processes, self._cpus = ray.cluster_resources(), asked.processes_per_run, asked.cpus_per_process
-        self._gpus = there.get("GPU", 0) > 0
-        has, needs = (there.get("GPU", 0), self._processes) if self._gpus else (there.get("CPU", 0), self._processes)
-        if not self._gpus:
-            needs *= self._cpus
-        if has < needs:
-            kind = "GPUs" if self._gpus else "CPUs"
+        self._processes, self._cpus = asked.processes_per_run, asked.cpus_per_process
+        nodes = [node.get("Resources", {}) for node in ray.nodes() if node["Alive"]]
+        self._gpus = any(node.get("GPU", 0) for node in nodes)
+        places = sum(places_on(node, self._cpus, self._gpus) for node in nodes)
+        if places < self._processes:
+            each = f"{self._cpus} CPUs{' and a GPU' if self._gpus else ''}"
             raise InputError(
-                f"executor: a run needs {needs} {kind}, but the Ray cluster at '{asked.address}' has {has:g}; lower "
-                "processes_per_run or cpus_per_process, or add machines"
+                f"executor: processes_per_run is {self._processes}, each with {each} of one machine, but the Ray "
+                f"cluster at '{asked.address}' has room for {places} ({_shown(nodes)}); lower processes_per_run or "
+                "cpus_per_process, or add machines"
             )
-        self._parallel = int(has // needs) if asked.parallel == "auto" else asked.parallel
+        self._parallel = places // self._processes if asked.parallel == "auto" else asked.parallel
         # several attempts at the task itself: the machine that drives a run may be lost, too
         self._drive = ray.remote(num_cpus=0, max_retries=RESTARTS)(_drive)
         self._running: dict[str, tuple[Any, Run]] = {}
@@ -96,6 +99,23 @@ class RayExecutor:
             except Exception as error:  # the task itself failed, or was lost more often than Ray tries again
                 done[name] = Ended(1, f"Ray lost the run: {last_line(str(error))}")
         return done
+
+
+def places_on(node: Mapping[str, float], cpus: int, gpus: bool) -> int:
+    """Processes that one machine has room for: Ray never splits a process over two.
+
+    Args:
+        node: what it has, by kind.
+        cpus: cores of a process; ``gpus`` says that it takes a GPU, too.
+    """
+    places = int(node.get("CPU", 0) // cpus)
+    return min(places, int(node.get("GPU", 0))) if gpus else places
+
+
+def _shown(nodes: Sequence[Mapping[str, float]]) -> str:
+    """The machines of a cluster in words; equal ones together."""
+    kinds = Counter(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    return "; ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items())) or "no machine"
 
 
 def _knock(address: str) -> None:

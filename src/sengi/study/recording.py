@@ -12,10 +12,24 @@ from typing import Any
 from sengi import storage
 from sengi.errors import InputError, StorageError
 from sengi.evaluate.run_evaluations import FOLDER
-from sengi.recipe import Recipe
+from sengi.recipe import LORA_KEYS, Recipe
 from sengi.recipe_sources import nearest
 from sengi.statistics.gradient_noise import noise_part
+from sengi.study.objective import HELDOUT, parts
 from sengi.study.signals import History
+
+# Keys that change what loss or gradient norm mean, and not only how well a run does
+GROUP_KEYS = (
+    "model_name_or_path",
+    "data",
+    "max_length",
+    "overlong",
+    "strategy",
+    "phases",
+    "loss_reduction",
+    "use_peft",
+    *LORA_KEYS,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def history(
     batch: int,
     warmup_steps: int,
     stopped_at: int | None = None,
-    method: str = "",
+    group: str = "",
 ) -> History:
     """The judge's view of a run.
 
@@ -74,7 +88,7 @@ def history(
         batch: samples a step.
         warmup_steps: steps over which its rate rises.
         stopped_at: check at which the judge stopped it.
-        method: :func:`method` of its recipe.
+        group: :func:`group` of its recipe.
     """
     return History(
         name=name,
@@ -89,13 +103,16 @@ def history(
             for record in records
         ),
         stopped_at=stopped_at,
-        method=method,
+        group=group,
     )
 
 
-def method(recipe: Recipe) -> str:
-    """What a run trains: gradient norms of a whole model and of an adapter are those of different parameters."""
-    return "adapter" if recipe.use_peft else "model"
+def group(recipe: Recipe) -> str:
+    """What a run's loss and gradient norm are those of: only runs of one group can be held against each other.
+
+    The loss is that of a model on certain data, averaged in a certain way; the norm is over the trained parameters.
+    """
+    return json.dumps(recipe.model_dump(mode="json", include=set(GROUP_KEYS)), sort_keys=True)
 
 
 def objective_points(folder: Path, objective: str) -> list[Point]:
@@ -105,17 +122,12 @@ def objective_points(folder: Path, objective: str) -> list[Point]:
         folder: the run folder.
         objective: ``heldout_loss``, or ``task/metric``.
     """
-    task, metric = ("heldout", "loss") if objective == "heldout_loss" else _split(objective)
+    task, metric = parts(objective)
     points: dict[int, Point] = {}
     for path in sorted((folder / FOLDER).glob("step-*.json")) if (folder / FOLDER).is_dir() else []:
         content = read_mapping(path)
         for row in content.get("scores", []):
-            if (
-                row["task"] == task
-                and row["group"] == "all"
-                and metric in ("", row["metric"])
-                and row["value"] is not None
-            ):
+            if (row["task"], row["metric"], row["group"]) == (task, metric, "all") and row["value"] is not None:
                 value, low, high = (
                     math.nan if row[key] is None else float(row[key]) for key in ("value", "low", "high")
                 )
@@ -149,7 +161,7 @@ def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool:
     Raises:
         InputError: it does not; names the scores there are.
     """
-    if objective == "heldout_loss":
+    if objective == HELDOUT:
         return True
     if not all((folder / FOLDER / f"step-{0:08d}-{kind}.json").is_file() for kind in kinds):
         return False
@@ -165,8 +177,3 @@ def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool:
 def _scores(folder: Path) -> set[str]:
     rows = [row for path in (folder / FOLDER).glob("step-*.json") for row in read_mapping(path).get("scores", [])]
     return {f"{row['task']}/{row['metric']}" for row in rows}
-
-
-def _split(objective: str) -> tuple[str, str]:
-    task, _, metric = objective.rpartition("/")
-    return (task, metric) if task else (metric, "")

@@ -22,6 +22,7 @@ from sengi.study.signals import History, signals_at
 
 ORDERS = 12  # random orders of the runs; results are means over them
 DRAWS = 2000  # bootstrap draws
+OBJECTIVE = "the objective"  # what a pruner sees, at the end of its policy's name
 FEWEST = 4  # runs that a replay needs: three have no rank correlation to speak of
 
 
@@ -75,6 +76,8 @@ class Outcome:
 def replay(recordings: Sequence[Recording], settings: JudgeSettings, minimize: bool, seed: int = 0) -> list[Outcome]:
     """Replay one study under no stopping, the judge, ASHA and the median rule.
 
+    The last two are replayed on the objective only where some run was evaluated on its way.
+
     Args:
         recordings: its finished runs.
         settings: of the judge; its mode is taken as ``terminate`` without audit.
@@ -97,13 +100,14 @@ def replay(recordings: Sequence[Recording], settings: JudgeSettings, minimize: b
         ("judge, runs side by side", lambda order: _judge_all(order, settings)),
         ("judge, one run after another", lambda order: _judge_in_turn(order, settings)),
     ]
+    on_the_way = _objective(settings)
+    fed = [("train loss", True, _train_loss(settings)), (OBJECTIVE, minimize, on_the_way)]
+    if not any(True for run in runs for _ in on_the_way(run)):
+        fed.pop()  # these pruners would have seen nothing: that they stop nobody says nothing of them
     for name, pruner in (("ASHA", "SuccessiveHalvingPruner"), ("median rule", "MedianPruner")):
         policies += [
-            (f"{name} on train loss", partial(_prune, pruner=pruner, minimize=True, reports=_train_loss(settings))),
-            (
-                f"{name} on the objective",
-                partial(_prune, pruner=pruner, minimize=minimize, reports=_objective(settings)),
-            ),
+            (f"{name} on {what}", partial(_prune, pruner=pruner, minimize=lower, reports=reports))
+            for what, lower, reports in fed
         ]
     return [_outcome(name, [policy(order) for order in orders], runs, minimize, seed) for name, policy in policies]
 

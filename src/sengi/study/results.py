@@ -17,7 +17,8 @@ from sengi.evaluate.run_evaluations import FOLDER
 from sengi.evaluate.saved_samples import SavedSamples, load_samples
 from sengi.recipe_sources import resolve_recipe
 from sengi.study.judge import JudgeSettings
-from sengi.study.recording import Point, history, method, objective_points, read_mapping
+from sengi.study.objective import parts
+from sengi.study.recording import Point, group, history, objective_points, read_mapping
 from sengi.study.replay import Recording
 from sengi.study.replay_study import judge_settings
 from sengi.study.scheduler import REQUEST, SUMMARY
@@ -39,8 +40,8 @@ class RunResult:
     Attributes:
         name, point, seed, settings: as in study.json.
         recipe: its resolved recipe.
-        state: ``finished``, ``stopped`` (by the judge), ``failed``, ``running``, ``unfinished`` or ``waiting`` (not
-            begun).
+        state: ``finished``, ``stopped``, ``failed``, ``running``, ``unfinished`` or ``waiting`` (not begun).
+        by_alarm: whether an alarm stopped it, and not the judge.
         reason: why it failed, was stopped or waits, or why a finished run has no score.
         score: the objective after its last step; None for runs that are not finished.
         evaluations: of the objective, by rising samples seen, 0 being the untouched model.
@@ -71,6 +72,7 @@ class RunResult:
     processes: int = 1
     verdicts: tuple[dict[str, Any], ...] = ()
     folder: Path = Path()
+    by_alarm: bool = False
 
     @property
     def samples_seen(self) -> int:
@@ -209,7 +211,7 @@ def _read_run(
             records,
             recipe.effective_batch_size,
             warmup,
-            method=method(recipe),
+            group=group(recipe),
         ),
         evaluations=tuple(points),
         items=read_items(run.folder, objective, points[-1]) if scored else {},
@@ -220,6 +222,7 @@ def _read_run(
         processes=processes,
         verdicts=tuple(verdicts),
         folder=run.folder,
+        by_alarm=state == "stopped" and outcome.get("check") is None,
     )
 
 
@@ -255,9 +258,7 @@ def read_items(folder: Path, objective: str, point: Point) -> Items:
         objective: ``heldout_loss``, or ``task/metric``.
         point: the score.
     """
-    task, _, metric = ("heldout", "", "loss") if objective == "heldout_loss" else objective.rpartition("/")
-    if not task:
-        task, metric = metric, ""
+    task, metric = parts(objective)
     for path in sorted((folder / FOLDER).glob("step-*.items.jsonl")):
         scores = path.with_name(path.name.removesuffix(".items.jsonl") + ".json")
         if int(read_mapping(scores).get("samples_seen", -1)) != point.samples_seen:
@@ -278,7 +279,7 @@ def _candidates(saved: SavedSamples, task: str, metric: str) -> list[Items]:
     leaves = [task] if task in saved.tasks else saved.groups.get(task, [])
     found = []
     names = dict.fromkeys(n for leaf in leaves for n in saved.tasks[leaf].metrics)
-    for name in [n for n in names if not metric or metric in (n, n.partition(",")[0])]:
+    for name in [n for n in names if metric in (n, n.partition(",")[0])]:
         parts = {leaf: saved.tasks[leaf].metrics[name] for leaf in leaves if name in saved.tasks[leaf].metrics}
         for by_task in (False, True):
             items: Items = {}

@@ -23,6 +23,7 @@ from sengi.study.lease import holder
 from sengi.study.run_executor import RunExecutor
 from sengi.study.space import SETTINGS, grid, known_points, runs_of
 from sengi.study.study_file import Executor, StudyRequest
+from sengi.study.survivors import to_continue
 from sengi.study.verdicts import VerdictLog
 from sengi.study.watched import State, Watched
 from sengi.train.stopping import StopRequest
@@ -68,11 +69,11 @@ def run_study(
         check_same_study(folder, request)
         storage.create_folder(folder)
         stack.enter_context(storage.lock(folder))
+        (folder / STOP).unlink(missing_ok=True)  # of an earlier session; who asks from here on means this one
         storage.sweep(folder)
         check_same_study(folder, request)
         database = Database(request.file, folder)
         storage.write_file(folder / REQUEST, request.to_json())
-        (folder / STOP).unlink(missing_ok=True)
         log = VerdictLog(folder)
         stack.callback(log.close)
         stop.patient = True
@@ -120,6 +121,7 @@ class Scheduler:
         self.settings = request.file.judge_settings()
         self.runs: dict[str, Watched] = {}
         self._shown: Rows = []
+        self._saving = False  # all trainings were asked to save
         self._reached: dict[str, tuple[State, int]] = {}  # run -> state, checks
         points = known_points(self.folder, self.file.space)
         if not self.file.searched:
@@ -138,10 +140,12 @@ class Scheduler:
 
         Raises:
             StoppedByRequest: asked to stop; all trainings saved their state.
+            SengiError: the database failed where the next point depends on it; all trainings saved their state.
         """
         while True:
             self._judge()
             self._collect()
+            self._keep_survivors()
             if not self._asked_to_stop():
                 self._start()
             self._publish("running")
@@ -154,7 +158,9 @@ class Scheduler:
         return self._shown
 
     def _asked_to_stop(self) -> bool:
-        return bool(self.stop.reason) or any((place / STOP).exists() for place in self.request.stop_places)
+        return (
+            self._saving or bool(self.stop.reason) or any((place / STOP).exists() for place in self.request.stop_places)
+        )
 
     def _add_point(self, point: int, settings: dict[str, Any]) -> None:
         for run in runs_of(self.file, point, settings, self.folder):
@@ -164,15 +170,28 @@ class Scheduler:
             may_stop = self.settings is not None and self.settings.mode == "terminate"
             if may_stop and watched.state == "waiting" and word is not None and word.state == "stop":
                 watched.condemn(word.check, word.reason)  # the study died, or its training, before it had ended
+            elif watched.stopped_at is not None and word is not None and word.state == "continued":
+                watched.go_on()  # the study died between the word and the deed
+
+    @property
+    def _asked_for(self) -> int:
+        """Points so far."""
+        return max((watched.run.point for watched in self.runs.values()), default=0)
+
+    @property
+    def _to_come(self) -> int:
+        """Points that the sampler is still to be asked for."""
+        return max(0, (self.file.num_trials or 0) - self._asked_for) if self.file.searched else 0
 
     def _next_point(self) -> bool:
         """Ask the sampler for another point, where there is one to ask for."""
-        number = 1 + max((watched.run.point for watched in self.runs.values()), default=0)
-        if not self.file.searched or number > (self.file.num_trials or 0):
+        if not self._to_come:
             return False
+        number = self._asked_for + 1
         try:
             settings = self.database.ask(number)
         except Exception as error:  # every driver has its own
+            self._save_all()  # they would die with this process and lose what they did since their last checkpoint
             raise SengiError(
                 f"storage: the database failed when it was asked for point {number} ({type(error).__name__}); mend it "
                 "and run the same command again: every run continues"
@@ -242,7 +261,7 @@ class Scheduler:
         if reached == self._reached:  # verdicts at a check know nothing after it, and a poll must cost little
             return
         self._reached = reached
-        verdicts = judge([watched.history() for watched in self.runs.values()], self.settings)
+        verdicts = judge([watched.history() for watched in self.runs.values() if not watched.lost], self.settings)
         running = {name: watched for name, watched in self.runs.items() if watched.state == "running"}
         before = {name: watched.heard for name, watched in running.items()}
         told = {name for name, word in self.log.newest.items() if word.state in CONDEMNED}
@@ -258,16 +277,28 @@ class Scheduler:
                 watched.state, watched.reason, watched.stopped_at = "stopping", word.reason, word.check
                 self.executor.stop(watched.run)
 
-    def _stop_all(self) -> None:
-        """Ask every training to save, wait for them, and leave."""
-        reason = self.stop.reason or "'sengi study stop'"
+    def _keep_survivors(self) -> None:
+        """Continue condemned runs where failures left fewer others than must be left."""
+        least, to_come = self.file.early_termination.min_survivors, self._to_come * len(self.file.seeds)
+        for verdict in self.log.add(to_continue(list(self.runs.values()), self.log.newest, least, to_come)):
+            self.runs[verdict.run].go_on()
+            self.observer.message(f"run {verdict.run}: {verdict.reason}")
+
+    def _save_all(self) -> None:
+        """Ask every training to save, and wait for them."""
+        self._saving = True
         for watched in self.runs.values():
             self.executor.stop(watched.run)
         while any(watched.state in ("running", "stopping") for watched in self.runs.values()):
             self._collect()
             time.sleep(POLL)
-        (self.folder / STOP).unlink(missing_ok=True)
         self._publish("stopped")
+
+    def _stop_all(self) -> None:
+        """End the session as asked, with all trainings saved."""
+        reason = self.stop.reason or "'sengi study stop'"
+        self._save_all()
+        (self.folder / STOP).unlink(missing_ok=True)
         raise StoppedByRequest(
             f"study stopped by {reason}, every run saved its state; run the same command to continue"
         )

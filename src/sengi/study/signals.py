@@ -33,7 +33,7 @@ class History:
         grad_norm: global norm before clipping.
         noise: part of ``grad_norm ** 2`` that is noise (statistics/gradient_noise.py); NaN where not measured.
         stopped_at: check at which the run was stopped for good, or None.
-        method: what is trained; only runs of one method are compared.
+        group: text that is equal for runs whose loss and norm mean the same; only runs of one group are compared.
     """
 
     name: str
@@ -45,7 +45,7 @@ class History:
     grad_norm: tuple[float, ...]
     noise: tuple[float, ...]
     stopped_at: int | None = None
-    method: str = ""
+    group: str = ""
 
     def reached(self, samples: int) -> bool:
         """Whether the run trained on so many samples, and was not stopped before."""

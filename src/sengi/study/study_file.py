@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sengi.errors import RecipeError
 from sengi.recipe import Recipe, Strict
 from sengi.recipe_sources import nearest, read_yaml, resolve_recipe
-from sengi.statistics.metrics import is_higher_better
 from sengi.study.dimensions import (
     Range,
     ScaledEntry,
@@ -22,9 +22,11 @@ from sengi.study.dimensions import (
     check_spaces,
     is_searched,
     recipe_values,
+    settle_ranges,
     trial_points,
 )
 from sengi.study.judge import JudgeSettings
+from sengi.study.objective import HELDOUT, check_objective, is_minimized
 from sengi.study.study_presets import check_preset
 
 EPOCHS = 10_000  # the budget ends a run, not its epochs
@@ -70,6 +72,15 @@ class EarlyTermination(Strict):
     fair_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Least fall of the loss, as a share of the fastest run's, that a run needs to be compared."""
 
+    @model_validator(mode="after")
+    def _check_audit(self) -> EarlyTermination:
+        if self.audit and self.mode != "terminate":
+            raise ValueError(
+                f"audit is {self.audit:g}, but mode {self.mode} stops no run that could go on instead; set mode: "
+                "terminate or remove audit"
+            )
+        return self
+
 
 class StudyFile(Strict):
     """One study."""
@@ -91,7 +102,7 @@ class StudyFile(Strict):
     """Each point of the space is run once with each of these seeds."""
     budget_samples: Annotated[int, Field(ge=1)]
     """Samples that every run sees, whatever its batch size."""
-    objective: Annotated[str, Field(min_length=1)] = "heldout_loss"
+    objective: Annotated[str, Field(min_length=1)] = HELDOUT
     """``heldout_loss``, or a score of eval_questions or eval_tasks as ``task/metric``."""
     executor: Executor = Field(default_factory=Executor)
     """Where and how many at a time."""
@@ -105,6 +116,16 @@ class StudyFile(Strict):
     storage: str | None = None
     """Address of a PostgreSQL database for the Optuna index; by default SQLite in the study folder."""
 
+    @field_validator("space")
+    @classmethod
+    def _whole_ranges(cls, space: Space) -> Space:
+        return settle_ranges(space)
+
+    @field_validator("stages")
+    @classmethod
+    def _whole_ranges_of_stages(cls, stages: dict[str, Space]) -> dict[str, Space]:
+        return {name: settle_ranges(space) for name, space in stages.items()}
+
     @property
     def searched(self) -> bool:
         """Whether Optuna chooses the points; else they are a grid."""
@@ -113,7 +134,7 @@ class StudyFile(Strict):
     @property
     def minimize(self) -> bool:
         """Whether a lower score is better."""
-        return self.objective == "heldout_loss" or not is_higher_better(self.objective.rpartition("/")[2])
+        return is_minimized(self.objective)
 
     def early_window(self) -> tuple[int, int]:
         """Samples between checks, and those after which there is none."""
@@ -177,13 +198,7 @@ class StudyRequest:
             )
         values |= {"max_steps": self.file.budget_samples // batch, "num_train_epochs": EPOCHS}
         check_phases(recipe := _resolve(values, settings))
-        if self.file.objective == "heldout_loss" and not recipe.eval_data:
-            raise RecipeError("objective is heldout_loss, but the recipe has no eval_data; add held-out conversations")
-        if self.file.objective != "heldout_loss" and not (recipe.eval_questions or recipe.eval_tasks):
-            raise RecipeError(
-                f"objective is '{self.file.objective}', but the recipe has neither eval_questions nor eval_tasks; "
-                "add what is to be scored"
-            )
+        check_objective(self.file.objective, recipe)
         return values
 
     def identity(self) -> dict[str, Any]:
@@ -277,11 +292,17 @@ def _check_together(file: StudyFile, places: Mapping[str, str]) -> None:
             f"{places['storage']}: storage is '{file.storage}'; write postgresql://USER@HOST/DATABASE, or remove it "
             "for SQLite in the study folder"
         )
-    if file.storage is not None and ":" in file.storage.partition("://")[2].rpartition("@")[0]:
+    if file.storage is not None and _holds_password(file.storage):
         raise RecipeError(
             f"{places['storage']}: storage holds a password; remove it and set PGPASSWORD or ~/.pgpass, which are not "
             "written into the study folder"
         )
+
+
+def _holds_password(address: str) -> bool:
+    """Whether a database's address has a password, before its host or among what follows its name."""
+    asked = {key.lower() for key, _ in parse_qsl(address.partition("?")[2], keep_blank_values=True)}
+    return ":" in address.partition("://")[2].rpartition("@")[0] or bool(asked & {"password", "sslpassword"})
 
 
 def _resolve(values: dict[str, Any], settings: Mapping[str, Any]) -> Recipe:

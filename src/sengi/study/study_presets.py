@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from sengi.errors import RecipeError
 from sengi.presets.evidence import Confidence
 from sengi.recipe import Recipe
 from sengi.recipe_sources import nearest
 from sengi.study.dimensions import Space
+from sengi.train.advice import named_family
 
 EPOCHS = 6  # of a study's budget
 EPOCHS_REASON = "the paper trained 10 and its stacked runs were at their best after 4.5 (MMLU) and 5.3 (MT-Bench)"
@@ -56,8 +56,7 @@ def family(model: str, model_type: str) -> str:
         model: ``model_name_or_path`` of the recipe.
         model_type: of the model's config. A Granite 7B calls itself ``llama`` there, hence the name comes first.
     """
-    known = [name for name in RATES if name and name in Path(model).name.lower()]
-    return known[0] if known else model_type if model_type in RATES else ""
+    return named_family(model, filter(None, RATES)) or (model_type if model_type in RATES else "")
 
 
 def rates(recipe: Recipe, kin: str) -> list[float]:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sengi import storage
-from sengi.study.judge import CONDEMNED, Verdict
+from sengi.study.judge import CONDEMNED, Verdict, excess
 
 FILE = "verdicts.jsonl"
 
 
 class Word(NamedTuple):
-    """What the judge said of a run at a check."""
+    """What the judge said of a run at a check, and how far beyond chance the run was, in margins."""
 
     check: int
     state: str
     reason: str
+    excess: float = 0.0
 
 
 def last_words(lines: Iterable[Mapping[str, Any]]) -> dict[str, Word]:
@@ -36,8 +37,12 @@ def last_words(lines: Iterable[Mapping[str, Any]]) -> dict[str, Word]:
 def _by_check(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Word]]:
     runs: dict[str, dict[int, Word]] = {}
     for line in lines:
-        runs.setdefault(line["run"], {})[line["check"]] = Word(line["check"], line["state"], line["reason"])
+        runs.setdefault(line["run"], {})[line["check"]] = _word(line)
     return runs
+
+
+def _word(line: Mapping[str, Any]) -> Word:
+    return Word(line["check"], line["state"], line["reason"], excess(line))
 
 
 def _last(words: Mapping[int, Word]) -> Word:
@@ -49,7 +54,8 @@ class VerdictLog:
     """Appends what is new.
 
     A verdict on the same run at the same check is new when its state changed: another run reached that check since.
-    What came too late stays late, also for a run that went back to its checkpoint.
+    What came too late stays late, also for a run that went back to its checkpoint. Of a run that was continued after
+    its condemnation nothing is new any more: it goes on to its end.
 
     Args:
         folder: the study folder.
@@ -67,13 +73,17 @@ class VerdictLog:
         """Write the new ones down; returns them."""
         new = [verdict for verdict in verdicts if not self._knows(verdict)]
         for verdict in new:
-            self._log.append(_finite(asdict(verdict)))
+            line = _finite(asdict(verdict))
+            self._log.append(line)
             words = self._words.setdefault(verdict.run, {})
-            words[verdict.check] = Word(verdict.check, verdict.state, verdict.reason)
+            words[verdict.check] = _word(line)
             self.newest[verdict.run] = _last(words)
         return new
 
     def _knows(self, verdict: Verdict) -> bool:
+        newest = self.newest.get(verdict.run)
+        if newest is not None and newest.state == "continued":
+            return True
         known = self._words.get(verdict.run, {}).get(verdict.check)
         return known is not None and (known.state == verdict.state or (known.state, verdict.state) == ("late", "stop"))
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sengi import storage
 from sengi.errors import StorageError
 from sengi.recipe_sources import resolve_recipe
-from sengi.study.recording import Dynamics, Point, final_score, has_objective, history, method, read_mapping
+from sengi.study.recording import Dynamics, Point, final_score, group, has_objective, history, read_mapping
 from sengi.study.signals import History
 from sengi.study.space import Run, settings_text
 from sengi.study.verdicts import Word
@@ -49,7 +49,7 @@ class Watched:
     def __post_init__(self) -> None:
         self.dynamics = Dynamics(self.run.folder)
         recipe = resolve_recipe(values=dict(self.recipe)).recipe
-        self._method, self._scored = method(recipe), False
+        self._group, self._scored = group(recipe), False
         asked = {"questions": recipe.eval_questions, "tasks": recipe.eval_tasks}
         self._kinds = [kind for kind, wanted in asked.items() if wanted]
         self._batch, self._warmup = recipe.effective_batch_size, recipe.warmup_count(int(self.recipe["max_steps"]))
@@ -59,6 +59,11 @@ class Watched:
     def ended(self) -> bool:
         """Whether nothing is to be done for this run in this session."""
         return self.state in ("finished", "stopped", "failed")
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed or an alarm stopped it: it has no score to come, so nothing is held against it."""
+        return self.state == "failed" or (self.state == "stopped" and self.stopped_at is None)
 
     @property
     def samples_seen(self) -> int:
@@ -87,6 +92,11 @@ class Watched:
         """Stop a run that waits: the judge had said so, and the study died before the training ended."""
         self.stopped_at = check
         self._conclude("stopped", reason)
+
+    def go_on(self) -> None:
+        """Take back that the judge stopped it: it waits, and continues from its checkpoint."""
+        self.state, self.reason, self.stopped_at = "waiting", "", None
+        (self.run.folder / OUTCOME).unlink(missing_ok=True)
 
     def _status(self) -> dict[str, Any]:
         """status.json of this session's training; what an earlier one left says nothing of this one."""
@@ -147,7 +157,7 @@ class Watched:
         """What the judge sees of it."""
         text = settings_text(self.run.settings)
         records = self.dynamics.read()
-        return history(self.run.name, text, records, self._batch, self._warmup, self.stopped_at, self._method)
+        return history(self.run.name, text, records, self._batch, self._warmup, self.stopped_at, self._group)
 
     def row(self, verdict: Word | None) -> dict[str, Any]:
         """Its entry in study.json.

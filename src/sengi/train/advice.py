@@ -11,9 +11,10 @@ evidence for large batches covers, and STEPS the length that a suggested batch l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 from sengi.data.phases import epochs_seen
@@ -70,7 +71,7 @@ def advise(recipe: Recipe, plan: Mapping[str, Any]) -> list[Advice]:
     for number, phase in enumerate(phases):
         name = str(phase["name"]) if len(phases) > 1 else ""
         lines = (
-            _batch(phase, int(plan["steps"]), whole, evidence),
+            _batch(recipe, phase, int(plan["steps"]), whole, evidence),
             _rate(recipe, phase, int(plan["parameters"]), evidence),
             _schedule(phase, number + 1 < len(phases), evidence),
             _warmup(phase, evidence),
@@ -84,7 +85,17 @@ def advise(recipe: Recipe, plan: Mapping[str, Any]) -> list[Advice]:
 
 def family_preset(model: str) -> str:
     """The preset whose evidence is nearest to a model, by its name; ``lab`` for families that the paper has not."""
-    return next((preset for family, preset in FAMILIES.items() if family in model.lower()), "lab")
+    return FAMILIES.get(named_family(model, FAMILIES), "lab")
+
+
+def named_family(model: str, families: Iterable[str]) -> str:
+    """The first of ``families`` in a model's name, or empty: only the last part of a path names the model.
+
+    >>> named_family("/data/mistral-experiments/qwen3-4b", ["granite", "mistral"])
+    ''
+    """
+    name = PurePath(model).name.lower()
+    return next((family for family in families if family in name), "")
 
 
 @cache
@@ -118,7 +129,9 @@ def less_sure(recipe: Recipe, plan: Mapping[str, Any]) -> str:
     return ""
 
 
-def _batch(phase: Mapping[str, Any], steps: int, whole: float, evidence: Mapping[str, PresetValue]) -> Values:
+def _batch(
+    recipe: Recipe, phase: Mapping[str, Any], steps: int, whole: float, evidence: Mapping[str, PresetValue]
+) -> Values:
     batch, known = int(phase["effective_batch_size"]), evidence["effective_batch_size"]
     taken = f"{steps:,} optimizer steps in all, {int(phase['epoch_samples']) / batch:,.0f} an epoch"
     own = int(phase["last_step"]) - int(phase["first_step"]) + 1
@@ -131,6 +144,9 @@ def _batch(phase: Mapping[str, Any], steps: int, whole: float, evidence: Mapping
             suggestion, reason = f"{kept:,}", f"{reason}, and {kept:,} a step would take {steps * batch // kept:,}"
         else:
             reason += "; more data or epochs would help, a smaller batch does not"
+    elif recipe.use_peft:
+        reason = f"{taken}; LoRA loses more than full fine-tuning by large batches, at any rank"
+        return "effective_batch_size", f"{batch:,}", "", reason, REGRET, "medium"
     elif batch < LARGE_BATCH and kept >= FAR * batch and own >= FEWEST_STEPS_OF_A_PHASE:
         larger = min(kept, LARGE_BATCH)
         suggestion = f"{larger:,}"
@@ -146,9 +162,8 @@ def _rate(recipe: Recipe, phase: Mapping[str, Any], size: int, evidence: Mapping
         reason = f"LoRA's best rate is about ten times that of full fine-tuning, {known.text} in the paper"
         return "learning_rate", f"{rate:g}", "", reason, REGRET, "medium"
     best = float(known.value)
-    family = next((name for name in FAMILY_RATES if name in recipe.model_name_or_path.lower()), "")
     suggestion = ""
-    if family:
+    if named_family(recipe.model_name_or_path, FAMILY_RATES):
         reason = f"{best:g} was best for this family; a larger batch does not call for a larger rate"
         suggestion = f"{best:g}" if not best / FAR <= rate <= best * FAR else ""
     else:
