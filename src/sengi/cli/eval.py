@@ -77,9 +77,9 @@ def eval_(
     from sengi.evaluate.suite import Suite, check, task_words
 
     words = task_words(tasks)
-    _refuse_unused(words, num_fewshot, apply_chat_template, judge or JudgeOptions())
     mt_bench = _mt_bench_options(judge or JudgeOptions(), output, limit) if "mt_bench" in words else None
     suite = Suite(words, num_fewshot, limit, data_root, apply_chat_template, batch_tokens, mt_bench)
+    _refuse_unused(suite, judge or JudgeOptions())
     names = check(suite)
     run = Path(model).expanduser()
     if (run / "recipe.yaml").is_file():
@@ -93,18 +93,17 @@ def eval_(
     return _eval_model(model, suite, output)
 
 
-def _refuse_unused(words: tuple[str, ...], num_fewshot: int | None, chat: bool, judge: JudgeOptions) -> None:
+def _refuse_unused(suite: Suite, judge: JudgeOptions) -> None:
     """Raise for an option that nothing of what is asked looks at."""
     import dataclasses
 
-    if all(":" in word or word == "mt_bench" for word in words):
-        for option, given in (
-            (f"--num-fewshot {num_fewshot}", num_fewshot is not None),
-            ("--apply-chat-template", chat),
-        ):
-            if given:
-                raise InputError(f"{option}: only for benchmarks, and --tasks names none; leave it out")
-    if "mt_bench" not in words:
+    if not suite.benchmarks:
+        why = "only for benchmarks, and --tasks names none; leave it out"
+        if suite.num_fewshot is not None:
+            raise InputError(f"--num-fewshot {suite.num_fewshot}: {why}")
+        if suite.apply_chat_template:
+            raise InputError(f"--apply-chat-template: {why}")
+    if suite.mt_bench is None:
         for field in dataclasses.fields(judge):
             if getattr(judge, field.name) != field.default:
                 option = f"--{field.name.replace('_', '-')} {getattr(judge, field.name)}"
