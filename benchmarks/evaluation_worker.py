@@ -15,9 +15,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from sengi.harness.tasks import LoadedTasks
 
 CALLS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
@@ -55,20 +58,14 @@ def _backend(request: dict[str, Any]) -> Any:
     return HFLM(pretrained=request["model"], dtype="float32", device="cpu", batch_size=batch)
 
 
-def _evaluate(model: Any, loaded: Any, request: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    from lm_eval.evaluator import simple_evaluate
+def _evaluate(model: Any, loaded: LoadedTasks, request: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    from sengi.harness.lm_eval_tasks import DEFAULT_OTHER_SEED, evaluate
 
-    from sengi.harness.task_index import LocalTaskManager
-
-    results = simple_evaluate(
-        model=model,
-        tasks=loaded.specs,
-        task_manager=LocalTaskManager(None),
-        limit=request["limit"],
-        bootstrap_iters=0,
-        log_samples=True,
-    )
-    return results["samples"]
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    tasks = {"tasks": loaded.tasks, "groups": loaded.groups}
+    results = evaluate(model, tasks, limit=request["limit"], bootstrap_iters=0, log_samples=True)
+    return dict(results["samples"])
 
 
 def _timed(call: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:

@@ -157,7 +157,8 @@ def main() -> None:
             line.say(facts)
             line.wait()
 
-        def on_log(self, *args: Any, logs: Mapping[str, Any], **kwargs: Any) -> None:
+        def on_log(self, *args: Any, **kwargs: Any) -> None:
+            logs: Mapping[str, Any] = kwargs["logs"]
             if "loss" in logs:
                 line.done(loss=logs["loss"], grad_norm=logs["grad_norm"])
                 line.wait()

@@ -117,8 +117,8 @@ def mfu(side: Side, work: Work) -> float | None:
 
 def table(title: str, sides: Sequence[Side], work: Work, notes: Sequence[str]) -> Table:
     """All sides below one another."""
-    columns = ("trainer", "step s", "least", "most", "CPU s", "first s", "tokens/s", "supervised/s", "MFU %", "peak GB")
-    columns += ("first loss", "last loss", "first grad norm")
+    first = ("trainer", "step s", "least", "most", "CPU s", "first s", "tokens/s", "supervised/s", "MFU %", "peak GB")
+    columns = (*first, "first loss", "last loss", "first grad norm")
     rows = []
     for side in sides:
         share = mfu(side, work)
