@@ -83,11 +83,11 @@ def test_an_evaluation_file_that_cannot_be_compared_is_named(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", json.dumps(GOOD))
     (tmp_path / "eval").mkdir()
     write(tmp_path / "eval" / "questions.jsonl", json.dumps({"question": "What is two and two, in one word?"}))
-    (tmp_path / "eval" / "bbh.tar.xz").write_bytes(b"not looked into")
+    (tmp_path / "eval" / "bbh.zip").write_bytes(b"not looked into")
     assert check([path], overlap=[str(tmp_path / "eval")], **OPTIONS) == 0
     told = "".join(capsys.readouterr().out.split())  # the path is folded wherever the terminal ends
-    assert "bbh.tar.xz:notcompared,itskindisnotknown" in told
+    assert "bbh.zip:notcompared,itskindisnotknown" in told
     assert check([path], overlap=[str(tmp_path / "eval")], json=True, **OPTIONS) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [Path(name).name for name in report["not_compared"]] == ["bbh.tar.xz"]
+    assert [Path(name).name for name in report["not_compared"]] == ["bbh.zip"]
     assert len(report["overlap"]) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from sengi.conversation import Conversation, Sample
 from sengi.data.check import check_data
 from sengi.data.check_report import CheckReport, summarize_lengths
-from sengi.data.overlap import COMMON, NGRAM, OverlapIndex, TextBatch
+from sengi.data.overlap import COMMON, NGRAM, OverlapIndex, Overlaps, evaluation_rows
 from sengi.data.packing import pack_lengths
 from sengi.errors import DataError
 from sengi.masks.masker import Masker
@@ -308,13 +309,16 @@ def test_overlap_by_whole_question_and_by_13_words(tmp_path):
 
 def test_wording_that_many_evaluation_rows_share_is_no_overlap(tmp_path):
     prompt = "Answer the question with yes or no."
-    for shared, expected in ((COMMON, 1), (COMMON + 1, 0)):
+    for shared, expected in ((COMMON, 1), (COMMON + 1, 0)):  # in one file or in two
         rows = [{"instructions": prompt, "long": words(0, 15), "q": f"unique {number}"} for number in range(shared)]
-        index = OverlapIndex(write(tmp_path / f"eval{shared}.jsonl", rows))
+        last = OverlapIndex("last", [("1", rows.pop())])
+        overlaps = Overlaps([OverlapIndex.of_file(write(tmp_path / f"eval{shared}.jsonl", rows)), last])
         message = {"role": "user", "content": prompt}
-        index.scan(TextBatch.of([Conversation((message, {**message, "content": words(0, 15)}))]))
-        assert index.report().training_rows == expected
-        assert index.report().found == shared * expected
+        overlaps.scan([Conversation((message, {**message, "content": words(0, 15)}))])
+        first, last = overlaps.reports()
+        assert first.training_rows == last.training_rows == expected
+        assert first.found == len(first.found_rows) == (shared - 1) * expected
+        assert last.found_rows == ["1"] * expected
 
 
 def test_overlap_file_that_cannot_be_read_is_an_error(tmp_path):
@@ -323,21 +327,54 @@ def test_overlap_file_that_cannot_be_read_is_an_error(tmp_path):
         check(train, overlap_files=[write(tmp_path / "eval.jsonl", ["{"])])
 
 
+def test_documents_and_archives_of_big_bench_hard_are_rows_one_by_one(tmp_path):
+    rows = [{"input": words(0, 15), "target": "a"}, {"input": words(20, 15), "target": "b"}]
+    document = tmp_path / "snarks.json"
+    document.write_text(json.dumps({"canary": words(40, 20), "examples": rows}), encoding="utf-8")
+    with tarfile.open(tmp_path / "bbh.tar.xz", "w:xz") as archive:
+        archive.add(document, "bbh/snarks.json")
+        archive.add(__file__, "bbh/README.md")
+    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    (tmp_path / "chat.json").write_text(json.dumps(chats[0]), encoding="utf-8")
+    assert list(evaluation_rows(document)) == [("1", rows[0]), ("2", rows[1])]
+    assert list(evaluation_rows(tmp_path / "chat.json")) == [("1", chats[0])]
+    train = write(tmp_path / "train.jsonl", [chat(words(20, 15), "b")])
+    for named in (tmp_path / "bbh.tar.xz", tmp_path):
+        overlap = next(one for one in check(train, overlap_files=[named]).overlap if "bbh" in one.evaluation)
+        assert (overlap.rows, overlap.found_rows) == (2, ["bbh/snarks.json:2"])
+
+
+def test_an_archive_without_rows_is_an_error(tmp_path):
+    train = write(tmp_path / "train.jsonl", [chat("q", "a")])
+    with tarfile.open(tmp_path / "eval.tar", "w") as archive:
+        archive.add(__file__, "README.md")
+    with pytest.raises(DataError, match=r"eval\.tar: the archive holds no \.json or \.jsonl file"):
+        check(train, overlap_files=[tmp_path / "eval.tar"])
+    with pytest.raises(DataError, match=r"none\.tar: cannot be read"):
+        check(train, overlap_files=[tmp_path / "none.tar"])
+    write(tmp_path / "eval.jsonl", [{"question": "q"}])
+    assert check(train, overlap_files=[tmp_path]).not_compared == [str(tmp_path / "eval.tar")]
+
+
 FEW_WORDS = st.lists(st.sampled_from(["a", "b"]), min_size=8, max_size=20).map(" ".join)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(FEW_WORDS, min_size=1, max_size=3), st.lists(FEW_WORDS, min_size=1, max_size=4))
-def test_overlap_equals_comparing_every_pair(tmp_path_factory, evaluation, training):
+def test_overlap_equals_comparing_every_pair(evaluation, training):
     # Rule: a training row overlaps when a whole user message, or any 13 words of one message, stand in the file.
     def grams(text: str) -> set[tuple[str, ...]]:
         split = text.split()
         return {tuple(split[at : at + NGRAM]) for at in range(len(split) - NGRAM + 1)}
 
-    path = write(tmp_path_factory.mktemp("x") / "eval.jsonl", [{"q": text} for text in evaluation])
-    index = OverlapIndex(path)
+    # The other evaluations beside it change nothing.
+    others = [OverlapIndex("other", [("1", {"q": text})]) for text in ("a a a a b b b b", words(0, 20))]
+    index = OverlapIndex("this", [(str(number), {"q": text}) for number, text in enumerate(evaluation)])
     rows = [Conversation(({"role": "user", "content": text},)) for text in training]
-    index.scan(TextBatch.of(rows))
+    Overlaps([others[0], index, others[1]]).scan(rows)
     hits = [(a, b) for a in training for b in evaluation if a == b or grams(a) & grams(b)]
     assert index.report().training_rows == sum(any(a == hit for hit, _ in hits) for a in training)
     assert index.report().found == sum(any(b == hit for _, hit in hits) for b in evaluation)
+    assert index.report().found_rows == [
+        str(number) for number, b in enumerate(evaluation) if any(b == hit for _, hit in hits)
+    ]

@@ -39,12 +39,20 @@ def run(tmp_path: Path, models: Path) -> Path:
     """A run of two checkpoints."""
     run = tmp_path / "run"
     run.mkdir()
+    write_training(tmp_path, "What is your name?")
+    data = [str(tmp_path / "train.jsonl")]
     (run / "recipe.yaml").write_text(
-        json.dumps({"model_name_or_path": str(models / "0"), "data": ["train.jsonl"], "output_dir": str(run)})
+        json.dumps({"model_name_or_path": str(models / "0"), "data": data, "output_dir": str(run)})
     )
     publish(run, 10, models / "1")
     publish(run, 20, models / "2")
     return run
+
+
+def write_training(folder: Path, *questions: str) -> None:
+    answer = {"role": "assistant", "content": "Two."}
+    rows = [{"messages": [{"role": "user", "content": question}, answer]} for question in questions]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -219,3 +227,24 @@ def test_heldout_conversations_are_as_long_as_those_of_the_run(run: Path, tmp_pa
     result = evaluate_run(run, Suite(tasks=(f"heldout:{tmp_path / 'kept.jsonl'}",)))
     assert [point.n for point in result.selected.points] == [2, 2]
     assert "longer than max_length of the run, 24 tokens" in result.notes[0]
+
+
+def test_questions_of_the_training_data_are_named(run: Path, suite: Suite, tmp_path: Path) -> None:
+    write_training(tmp_path, "Who are you?", "what is 3 plus 1?", "What is 13 plus 1?", "what is  3 plus 1?")
+    (note,) = evaluate_run(run, suite).notes
+    file = run / "evaluations" / "contamination.json"
+    train, own = tmp_path / "train.jsonl", tmp_path / "own.jsonl"
+    assert note == (
+        f"1 of 12 evaluation questions stand in the training data ({own} 1 of 12; the first: {train}:2 as {own}:4): "
+        f"their scores can be too good; {file} lists them"
+    )
+    entry = json.loads(file.read_text())[str(own)]
+    assert (entry["found_rows"], entry["training_rows"]) == (["4"], 2)
+
+
+def test_training_data_that_moved_away_is_told(run: Path, suite: Suite, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").unlink()
+    result = evaluate_run(run, suite)
+    assert result.lines
+    assert result.notes[0].startswith("the questions were not compared with the training data: ")
+    assert "train.jsonl" in result.notes[0]

@@ -38,7 +38,7 @@ def unbreakable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Observer]:
-    """While entered, a status line that says how far the tokenizing of the data is; gives what has to be told."""
+    """While entered, a status line that says how far the reading of the data is; gives what has to be told."""
     from sengi.train.observer import Observer
 
     with err.status("reading data") as status:
@@ -46,6 +46,9 @@ def counting() -> Iterator[Observer]:
         class Show(Observer):
             def tokenizing(self, rows: int, share: float) -> None:
                 status.update(f"tokenizing: {rows:,} rows, {share:.0%} of the files")
+
+            def comparing(self, share: float) -> None:
+                status.update(f"comparing the data with the evaluation's questions: {share:.0%}")
 
         yield Show()
 

@@ -135,7 +135,7 @@ def _summary(report: CheckReport) -> Table:
     for overlap in report.overlap:
         share = overlap.found / overlap.rows
         text = f"{overlap.found:,} of {overlap.rows:,} rows ({share:.1%}) stand in {overlap.training_rows:,} rows"
-        table.add_row("overlap", _safe(f"{overlap.file}: {text}"))
+        table.add_row("overlap", _safe(f"{overlap.evaluation}: {text}"))
     for file in report.not_compared:
         table.add_row("overlap", _safe(f"{file}: not compared, its kind is not known; unpack or convert it"))
     for name, count in report.repairs.items():

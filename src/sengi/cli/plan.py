@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from sengi.cli import plan_advice
-from sengi.cli.console import err, out
+from sengi.cli.console import counting, out
 
 if TYPE_CHECKING:
     from sengi.recipe import Recipe
@@ -35,18 +35,12 @@ def plan(
 
     from sengi.recipe_sources import resolve_recipe
     from sengi.train.distributed import start_world
-    from sengi.train.observer import Observer
     from sengi.train.run_folder import read_plan
     from sengi.train.setup import set_up
 
     resolved, world = resolve_recipe(recipe, set_ or ()), start_world()
-    with err.status("reading data") as status:
-
-        class Show(Observer):
-            def tokenizing(self, rows: int, share: float) -> None:
-                status.update(f"tokenizing: {rows:,} rows, {share:.0%} of the files")
-
-        setup = set_up(resolved, world, Show(), read_plan(Path(resolved.recipe.output_dir)))
+    with counting() as observer:
+        setup = set_up(resolved, world, observer, read_plan(Path(resolved.recipe.output_dir)))
     scale = plan_advice.measure(setup, probe, world) if probe is not None else None
     if json:
         values = setup.plan.to_dict() | {"advice": plan_advice.advice_values(setup.plan, resolved.recipe)}

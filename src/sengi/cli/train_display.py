@@ -69,14 +69,22 @@ class TrainDisplay(Observer):
 
     def tokenizing(self, rows: int, share: float) -> None:
         """A bar of its own while data is tokenized; in a log, a line every tenth of the way."""
+        self._show_reading("tokenizing", share, f"{rows:,} rows")
+
+    def comparing(self, share: float) -> None:
+        """As for tokenizing."""
+        self._show_reading("comparing the data with the evaluation's questions", share, "")
+
+    def _show_reading(self, what: str, share: float, numbers: str) -> None:
         if self._reading is None:
-            self._reading = self._bar.add_task("tokenizing", total=1.0, numbers="")
+            self._reading = self._bar.add_task(what, total=1.0, numbers="")
             if self._live:
                 self._bar.start()
-        tenth = int(10 * self._bar.tasks[self._reading].completed)
-        self._bar.update(self._reading, completed=share, numbers=f"{rows:,} rows")
+        task = next(task for task in self._bar.tasks if task.id == self._reading)
+        tenth = int(10 * task.completed) if task.description == what else 0
+        self._bar.update(self._reading, description=what, completed=share, numbers=numbers)
         if not self._live and int(10 * share) > tenth:
-            err.print(f"tokenizing: {share:.0%} of the files, {rows:,} rows", markup=False)
+            err.print(f"{what}: {share:.0%} of the files{f', {numbers}' if numbers else ''}", markup=False)
 
     def plan(self, plan: RunPlan) -> None:
         """Print the plan before anything is trained."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sengi.conversation import Conversation, Sample
+from sengi.data.archive import archive_members, is_archive
 from sengi.data.check_report import CheckOptions, CheckReport, Overlong, summarize_lengths
 from sengi.data.files import list_files, read_rows
 from sengi.data.findings import Findings
 from sengi.data.formats import detect_format, to_conversation
-from sengi.data.overlap import OverlapIndex, TextBatch
+from sengi.data.overlap import OverlapIndex, Overlaps
 from sengi.data.rows import NOTHING_TO_LEARN, Problem, RowError
 from sengi.errors import DataError, MaskError
 
@@ -61,12 +62,12 @@ def check_data(
     options = CheckOptions(max_length, max_tokens_per_device, effective_batch_size, overlong)
     listed = [list_files(str(path)) for path in files]
     paths = [path for found, _ in listed for path in found]
-    against = [list_files(str(name)) for name in overlap_files]
-    evaluation = [path for found, _ in against for path in found]
-    checker = _Checker(options, Masker(tokenizer), tokenizer, [OverlapIndex(path) for path in evaluation])
+    evaluation, not_compared = _evaluation_files(overlap_files)
+    overlaps = Overlaps([OverlapIndex.of_file(path) for path in evaluation])
+    checker = _Checker(options, Masker(tokenizer), tokenizer, overlaps)
     checker.report.files = [str(path) for path in paths]
     checker.report.skipped = [str(path) for _, skipped in listed for path in skipped]
-    checker.report.not_compared = [str(path) for _, skipped in against for path in skipped]
+    checker.report.not_compared = [str(path) for path in not_compared]
     total = sum(path.stat().st_size for path in paths)
     done = 0
 
@@ -81,14 +82,29 @@ def check_data(
     return checker.finish()
 
 
+def _evaluation_files(names: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Files that training data is compared with, archives too, and those of no known kind."""
+    files: list[Path] = []
+    others: list[Path] = []
+    for name in names:
+        if is_archive(name):
+            files.append(Path(name).expanduser())
+            continue
+        found, skipped = list_files(str(name))
+        archives = [path for path in skipped if is_archive(path) and archive_members(path)]
+        files += sorted([*found, *archives])
+        others += [path for path in skipped if path not in archives]
+    return files, others
+
+
 class _Checker:
     """Streams conversations through the masker and counts."""
 
-    def __init__(self, options: CheckOptions, masker: Masker, tokenizer: Any, overlap: list[OverlapIndex]) -> None:
+    def __init__(self, options: CheckOptions, masker: Masker, tokenizer: Any, overlaps: Overlaps) -> None:
         self.report = CheckReport(options)
         self._started = time.perf_counter()
         self._masker = masker
-        self._overlap = overlap
+        self._overlaps = overlaps
         self._tokenizer = tokenizer
         self._closers = {*masker.closing_token_ids, tokenizer.eos_token_id}
         self._findings = Findings(options.max_length)
@@ -128,10 +144,7 @@ class _Checker:
         batch, self._batch = self._batch, []
         if not batch:
             return
-        if self._overlap:
-            texts = TextBatch.of(batch)
-            for index in self._overlap:
-                index.scan(texts)
+        self._overlaps.scan(batch)
         for conversation, result in zip(batch, self._masker.samples(batch), strict=True):
             self._duplicate(conversation)
             if isinstance(result, MaskError):
@@ -207,7 +220,7 @@ class _Checker:
         report.lengths = summarize_lengths(np.array(self._all_lengths, np.int64))
         report.repairs = dict(self._masker.counts)
         report.notes = list(self._masker.notes)
-        report.overlap = [index.report() for index in self._overlap]
+        report.overlap = self._overlaps.reports()
         for overlap in report.overlap:
             for example in overlap.examples:
                 self._findings.add("overlap", f"{example['train']} (as {example['evaluation']})")

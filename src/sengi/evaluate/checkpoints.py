@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sengi import storage
-from sengi.errors import CheckpointError, InputError, SengiError
+from sengi.errors import CheckpointError, DataError, InputError, SengiError
+from sengi.evaluate.contamination import FILE, contamination_note, find_contamination, write_contamination
 from sengi.evaluate.run_evaluations import (
+    FOLDER,
     checkpoint_samples,
     read_results,
     read_tasks,
@@ -84,6 +86,7 @@ def evaluate_run(
         return [length, data, [(step, str(folder)) for step, folder in models]]
 
     length, data, models = on_first(ranks, unscored)
+    on_first(ranks, lambda: result.notes.extend(_contamination(run, suite, progress)))
     suite = replace(suite, max_length=length)
     for step, folder in models:
         model = Path(folder)
@@ -142,6 +145,22 @@ def score_step(
         evaluation = evaluate(model, suite, cache=Path(cache), progress=progress)
         on_first(ranks, lambda: write_tasks(run, step, data, str(model), samples_seen, evaluation))
     return evaluation
+
+
+def _contamination(run: Path, suite: Suite, progress: Progress | None) -> list[str]:
+    """What of the suite stands in the run's training data, in a sentence and in a file of the run."""
+
+    def show(share: float) -> None:
+        if progress is not None:
+            progress(round(100 * share), 100, "comparing questions with the training data, %")
+
+    try:
+        reports = find_contamination(resolve_recipe(_recipe_file(run)).recipe, suite, progress=show)
+    except DataError as error:
+        return [f"the questions were not compared with the training data: {error}"]
+    write_contamination(run, reports)
+    note = contamination_note(reports)
+    return [f"{note}; {run / FOLDER / FILE} lists them"] if note else []
 
 
 def _recipe_file(run: Path) -> Path:

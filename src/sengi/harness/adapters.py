@@ -10,11 +10,11 @@ from pathlib import Path
 
 import yaml
 
+from sengi.data.archive import ARCHIVES
 from sengi.data.files import SUFFIXES
 from sengi.data.rows import printable
 from sengi.errors import InputError
 
-ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2")
 OTHER_SPLITS = "*"
 
 

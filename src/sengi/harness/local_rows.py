@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ from jinja2 import Undefined
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from sengi.data.bounded import LIMITS, open_bounded
-from sengi.data.files import read_rows, split_suffix
-from sengi.data.readers import json_rows, jsonl_rows
+from sengi.data.archive import archive_rows
+from sengi.data.files import read_rows
 from sengi.data.rows import RowError, printable, show
 from sengi.errors import DataError
 from sengi.harness.adapters import Adapter, Layout
@@ -58,49 +55,13 @@ def _by_config(path: str, member: str, adapter: Adapter, changed: int, size: int
 
 
 def _read(path: Path, member: str, list_key: str) -> Iterator[Numbered]:
-    for number, row in _archive_rows(path, member) if member else read_rows(path):
+    for number, row in archive_rows(path, member) if member else read_rows(path):
         if isinstance(row, RowError):
             raise row
         if list_key and isinstance(row.get(list_key), list):
             yield from enumerate(row[list_key], 1)
         else:
             yield number, row
-
-
-def _archive_rows(path: Path, member: str) -> Iterator[tuple[int, Any]]:
-    name = f"{printable(str(path), 300)} ({member})"
-    data = _members(str(path), os.stat(path).st_mtime_ns).get(member)
-    if data is None:
-        raise DataError(f"{name}: the archive has no file of this name; get the archive again")
-    if split_suffix(member)[1] == ".jsonl":
-        yield from jsonl_rows(io.BytesIO(data), name, LIMITS)
-    else:
-        yield from json_rows(data, name, LIMITS)
-
-
-@functools.lru_cache(maxsize=4)
-def _members(path: str, changed: int) -> dict[str, bytes]:
-    """All JSON files of an archive, read in one pass and never written to disk."""
-    del changed
-    compression = "" if path.endswith(".tar") else "." + path.rpartition(".")[2]
-    found: dict[str, bytes] = {}
-    left = LIMITS.document_bytes
-    try:
-        with (
-            open_bounded(Path(path), printable(path, 300), compression, LIMITS) as stream,
-            tarfile.open(fileobj=stream, mode="r|") as archive,
-        ):
-            for entry in archive:
-                if entry.isfile() and split_suffix(entry.name)[1] in (".json", ".jsonl"):
-                    left -= entry.size
-                    if left < 0:
-                        most = f"{LIMITS.document_bytes:,} bytes"
-                        raise DataError(f"{printable(path, 300)}: holds more than {most}; unpack it yourself")
-                    content = archive.extractfile(entry)
-                    found[entry.name] = content.read() if content else b""
-    except tarfile.TarError as error:
-        raise DataError(f"{printable(path, 300)}: not a whole tar archive ({error}); get the file again") from None
-    return found
 
 
 def _layout(adapter: Adapter, row: dict[str, Any], place: str) -> Layout:

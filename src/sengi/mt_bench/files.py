@@ -17,6 +17,7 @@ from sengi.mt_bench.prompts import JudgePrompt, parse_judge_prompt, prompt_name
 # Categories whose answers are judged beside a reference (NEED_REF_CATS of FastChat's common.py)
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding", "arena-hard-200")
 TURNS = 2
+QUESTIONS = "question.jsonl"
 QuestionId = int | str
 
 
@@ -73,7 +74,7 @@ def load_bench(folder: Path, judge_model: str, limit: int | None = None) -> Benc
         DataError: a file is missing or a row cannot be used; names file and line.
     """
     folder = folder.expanduser()
-    questions = _questions(_existing(folder / "question.jsonl"))[:limit]
+    questions = _questions(_existing(folder / QUESTIONS))[:limit]
     needing = [question for question in questions if question.category in REFERENCE_CATEGORIES]
     if needing:
         file = _reference_file(folder / "reference_answer", judge_model)

@@ -18,6 +18,9 @@ class Observer:
     def tokenizing(self, rows: int, share: float) -> None:
         """Rows tokenized so far, and the share of the files that was read."""
 
+    def comparing(self, share: float) -> None:
+        """Share of the training data that was compared with the evaluation's questions."""
+
     def plan(self, plan: Any) -> None:
         """The plan (:class:`sengi.train.run_plan.RunPlan`), before anything is trained."""
 

@@ -11,6 +11,7 @@ from sengi import storage
 from sengi.environment import describe_environment
 from sengi.errors import ModelError, SengiError, StoppedByRequest
 from sengi.evaluate import run_evaluations
+from sengi.evaluate.contamination import write_contamination
 from sengi.evaluate.tasks import load_tasks
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
@@ -141,6 +142,8 @@ def _write_request(run: RunContext) -> None:
     environment = {**describe_environment(), "world_size": run.world.size, "device": plan.device}
     folder.write_request(setup.resolved, plan.to_dict(), environment)
     storage.write_file(folder.path / "dropped.jsonl", (setup.store.path / "dropped.jsonl").read_bytes())
+    if setup.contamination:
+        write_contamination(folder.path, setup.contamination)
     folder.status(max_steps=plan.steps, world_size=run.world.size)
 
 

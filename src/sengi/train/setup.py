@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from sengi.data.columns import read_column
+from sengi.data.overlap import OverlapReport
 from sengi.data.phases import RunOrder, run_order
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.errors import InputError, RecipeError
+from sengi.evaluate.contamination import contamination_note, find_contamination
 from sengi.evaluate.suite import Suite, check
 from sengi.model.cost import ModelCost, best_dtype, model_cost, peak_flops
 from sengi.model.load import load_tokenizer
@@ -50,6 +52,7 @@ class Setup:
     cost: ModelCost
     plan: RunPlan
     suite: Suite | None
+    contamination: list[OverlapReport]
 
 
 def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: dict[str, Any] | None) -> Setup:
@@ -72,6 +75,12 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
     folder, store, steps = open_data(resolved, world, observer, earlier)
     today = _template_date(earlier)
     heldout = _open(recipe.eval_data, folder, resolved, world, observer, today) if recipe.eval_data else None
+    contamination = [
+        OverlapReport(**entry)
+        for entry in world.on_first(
+            lambda: [asdict(one) for one in find_contamination(recipe, suite, own=True, progress=observer.comparing)]
+        )
+    ]
     cost = cost_without_weights(folder, recipe)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
@@ -91,7 +100,9 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         device=world.device,
         peak=world.on_first(lambda: peak_flops(world.device, dtype)),
     )
-    return Setup(resolved, folder, store, heldout, steps, cost, plan, suite)
+    if note := contamination_note(contamination):
+        plan.warnings.append(note)
+    return Setup(resolved, folder, store, heldout, steps, cost, plan, suite, contamination)
 
 
 def evaluation_suite(recipe: Recipe) -> Suite | None:
