@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi.errors import InputError
 from sengi.evaluate.suite import Suite, check, evaluate, fingerprint, task_words
 from sengi.evaluate.tasks import evaluate_questions
 from sengi.inference.prompts import Prompts
-from sengi.model.load import load_tokenizer
+from sengi.model.load import load_model, load_tokenizer
+from sengi.mt_bench.answers import answer_bench
+from sengi.mt_bench.files import BenchQuestion
 
 MMLU = [
     {"subject": "anatomy", "question": f"What is bone {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4}
@@ -107,6 +111,31 @@ def test_all_kinds_in_one_evaluation(folder: Path, root: Path, questions: Path, 
     # the same scores as each kind alone
     own = evaluate_questions(folder, [questions])
     assert [row for row in result.scores if row["task"] == "own"] == own.scores
+
+
+def test_an_adapter_is_asked_as_the_model_that_it_makes(
+    folder: Path, questions: Path, heldout: Path, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(load_model(folder), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(folder)}))
+    shutil.copytree(folder, tmp_path / "merged")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    suite = Suite((f"questions:{questions}", f"heldout:{heldout}"))
+    adapter, merged, base = (evaluate(model, suite) for model in (tmp_path / "adapter", tmp_path / "merged", folder))
+    values = [[row["value"] for row in found.scores] for found in (adapter, merged, base)]
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+    assert values[0] != pytest.approx(values[2], abs=1e-3)
+    turns = (BenchQuestion(1, "math", ("What barks?", "What swims?")),)
+    answers = [
+        answer_bench(model, turns, tmp_path / model.name / "out").answers[1]
+        for model in (path.parent, tmp_path / "merged")
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_the_fingerprint_follows_content_and_settings_not_places(root: Path, questions: Path, tmp_path: Path) -> None:

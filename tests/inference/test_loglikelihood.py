@@ -147,16 +147,21 @@ def test_on_scored_tells_each_request_once(requests: list[tuple[list[int], list[
 # What the design is for: a few-shot prompt is computed once, a question once, its one-token answers together.
 def test_shared_beginnings_are_computed_once() -> None:
     rng = random.Random(1)
-    head = [rng.randrange(3, VOCAB) for _ in range(60)]
-    asked = [[*head, index + 3, *(rng.randrange(3, VOCAB) for _ in range(9))] for index in range(20)]
+    shared = [rng.randrange(3, VOCAB) for _ in range(60)]
+    asked = [[*shared, index + 3, *(rng.randrange(3, VOCAB) for _ in range(9))] for index in range(20)]
     letters = [(context, [letter]) for context in asked for letter in (10, 11, 12, 13)]
-    scorer = Scorer(family("llama"))
+    model = family("llama")
+    scorer = Scorer(model)
+    head: list[int] = []  # rows of logits of each call
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, args, __: head.append(len(args[0])))
     scorer.score(letters)
     naive = sum(len(context) for context, _ in letters)
     assert naive == 5600
     assert scorer.tokens_computed == 60 + 20 * 10
+    assert sum(head) == 20  # one row of logits a question, of the 260 tokens that are computed
     scorer.score(letters[:4])
     assert scorer.tokens_computed == 60 + 20 * 10 + 70
+    hook.remove()
 
 
 # The longest request is in the first call, so a lack of memory shows at once.

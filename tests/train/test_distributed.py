@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +313,23 @@ def test_a_world_of_one_is_the_same_without_processes() -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:3") as caught:
         ALONE.together(fail)
     assert not caught.value.elsewhere
+
+
+def test_large_blocks_begin_at_pages() -> None:
+    # Else the heap keeps holes: a tenth of the memory of a run, with LoRA more (docs/results/memory.md).
+    from sengi.train.distributed import HUGE_PAGES
+
+    if not HUGE_PAGES.is_dir():
+        pytest.skip("this kernel knows no huge pages")
+    program = (
+        "import torch; from sengi.train.distributed import start_world; start_world(); "
+        "print([torch.empty(3 << 18).data_ptr() % 4096 for _ in range(4)])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    for value, aligned in (({}, True), ({"THP_MEM_ALLOC_ENABLE": "0"}, False)):
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(words, env=environment | value, capture_output=True, text=True, check=True)
+        assert (json.loads(done.stdout) == [0, 0, 0, 0]) == aligned
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
