@@ -9,8 +9,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # there where the kernel knows them
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pyarrow", "pydantic", "sengi")
-VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "HF_HUB_OFFLINE", "SENGI_CACHE")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "WORLD_SIZE",
+    "HF_HUB_OFFLINE",
+    "SENGI_CACHE",
+    "THP_MEM_ALLOC_ENABLE",
+)
+
+
+def ask_for_huge_pages() -> None:
+    """Let PyTorch take blocks of 2 MiB or more at whole pages, as huge ones where the kernel has them.
+
+    Blocks at multiples of 64 bytes, as it takes them otherwise, leave holes in glibc's heap that no block of their own
+    size fits (docs/results/memory.md). PyTorch looks at the variable at its first allocation. A value that is set
+    stays.
+    """
+    if HUGE_PAGES.is_dir():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def describe_environment() -> dict[str, Any]:

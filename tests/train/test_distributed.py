@@ -317,7 +317,7 @@ def test_a_world_of_one_is_the_same_without_processes() -> None:
 
 def test_large_blocks_begin_at_pages() -> None:
     # Else the heap keeps holes: a tenth of the memory of a run, with LoRA more (docs/results/memory.md).
-    from sengi.train.distributed import HUGE_PAGES
+    from sengi.environment import HUGE_PAGES
 
     if not HUGE_PAGES.is_dir():
         pytest.skip("this kernel knows no huge pages")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sengi.environment import ask_for_huge_pages
 from sengi.errors import InputError
 from sengi.harness.response_cache import engine_version
 from sengi.model.adapters import adapter_facts, base_folder, has_tokenizer, is_adapter, merge_adapter
@@ -75,6 +76,8 @@ def load_for_scoring(
         own = own or load_tokenizer(Path(str(tokenizer or pretrained.name_or_path)))
         return LoadedModel(pretrained.eval(), own, None, None)
     place = _device(device)
+    if place.type == "cpu":
+        ask_for_huge_pages()
     number_type = _dtype(dtype, place)
     path = Path(pretrained).expanduser()
     if peft is None and is_adapter(path):

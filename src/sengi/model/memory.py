@@ -22,10 +22,10 @@ from sengi.model.live_bytes import PHASES, MicroBatch
 STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_anyprecision": 4.0, "adamw_bnb_8bit": 2.0 + 2 * 4 / 256}
 # A CPU process after its first step is larger than before it by libraries that load when they are used
 LATER = 60 << 20
-# What glibc's heap holds beside what is in use. Blocks below 32 MiB come from it, PyTorch asks for them at multiples of
-# 64 bytes, and a freed block has then no room for one of its own size: each layer leaves a part of what it frees.
-# Shares of activations, of activations that are computed again, and of layers' weights that are gathered (fitted)
-HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.3, 0.4, 1.4
+# What glibc's heap holds beside what is in use. Blocks below 32 MiB come from it, each layer leaves a part of what it
+# frees. Shares of activations, of activations that are computed again, and of layers' weights that are gathered (fitted
+# with large blocks at whole pages: sengi.environment.ask_for_huge_pages)
+HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.3, 0.3, 1.2
 HELD_CUDA = 0.08  # of what comes and goes: PyTorch's CUDA allocator rounds and splits its segments (not measured here)
 COPIED = 0.5  # of the free memory, at most, that the copies of background saves take (train/background_save.py)
 FITS = 0.9  # share of the free memory that an automatic choice fills: the forecast is good to 10%

@@ -11,7 +11,6 @@ import datetime
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sengi import collective
+from sengi.environment import ask_for_huge_pages
 from sengi.train.parent import die_with
 
 STALL_TIMEOUT = 300  # seconds a rank may keep the others waiting in a step before all stop (torch: 1,800)
 CONTROL_TIMEOUT = 7200  # the same between steps, where rank 0 may tokenize, score questions or save alone
-# There where the kernel knows huge pages. With them PyTorch asks for blocks of 2 MiB or more at whole pages. Blocks at
-# multiples of 64 bytes leave holes in glibc's heap that no block of their own size fits (docs/results/memory.md)
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ def start_world() -> World:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif HUGE_PAGES.is_dir():  # read by PyTorch at its first allocation
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    else:
+        ask_for_huge_pages()
     control = None
     if "RANK" in os.environ:
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
