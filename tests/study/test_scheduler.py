@@ -153,29 +153,35 @@ def test_a_run_without_the_score_says_what_it_scored(tmp_path: Path) -> None:
     assert "no score of 'taught/acc' after its last step; it scored heldout/loss" in rows[0]["reason"]
 
 
-def test_a_mistyped_objective_ends_the_study_before_a_run_is_trained_to_its_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (
+            "taught/acc",
+            "objective 'taught/acc' is no score of these runs, which have taught/accuracy; did you mean "
+            "'taught/accuracy'?",
+        ),
+        (
+            "taught/accuracy",  # by its name more would be better
+            "objective 'taught/accuracy': its task says that lower is better, and the study would look for the higher",
+        ),
+    ],
+)
+def test_an_objective_that_cannot_be_ends_the_study_before_a_run_is_trained_to_its_end(
+    tmp_path: Path, objective: str, words: str
+) -> None:
     class Scored(FakeExecutor):
         def start(self, run: Run) -> None:
             super().start(run)
-            row = {
-                "task": "taught",
-                "metric": "accuracy",
-                "group": "all",
-                "value": 0.5,
-                "low": 0.4,
-                "high": 0.6,
-                "n": 9,
-            }
+            row = {"task": "taught", "metric": "accuracy", "group": "all", "value": 0.5, "low": 0.4, "high": 0.6}
             (run.folder / "evaluations").mkdir()
             file = run.folder / "evaluations/step-00000000-questions.json"
-            file.write_text(json.dumps({"step": 0, "samples_seen": 0, "scores": [row]}))
+            scores = [{**row, "n": 9, "higher_is_better": False}]
+            file.write_text(json.dumps({"step": 0, "samples_seen": 0, "scores": scores}))
 
     recipe = {"model_name_or_path": "m", "data": ["t.jsonl"], "eval_questions": ["q.jsonl"], "effective_batch_size": 16}
-    words = (
-        "objective 'taught/acc' is no score of these runs, which have taught/accuracy; did you mean 'taught/accuracy'?"
-    )
     with pytest.raises(InputError, match=re.escape(words)):
-        go(write_study(tmp_path, recipe=recipe, objective="taught/acc"), Scored())
+        go(write_study(tmp_path, recipe=recipe, objective=objective), Scored())
     assert not (tmp_path / "study/runs/001-s42/dynamics.jsonl").exists()
 
 

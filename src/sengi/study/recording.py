@@ -15,7 +15,8 @@ from sengi.evaluate.run_evaluations import FOLDER
 from sengi.recipe import LORA_KEYS, Recipe
 from sengi.recipe_sources import nearest
 from sengi.statistics.gradient_noise import noise_part
-from sengi.study.objective import HELDOUT, parts
+from sengi.statistics.metrics import is_row_higher_better
+from sengi.study.objective import HELDOUT, is_minimized, parts
 from sengi.study.signals import History
 
 # Keys that change what loss or gradient norm mean, and not only how well a run does
@@ -159,7 +160,8 @@ def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool:
         kinds: of scores that the recipe asks for: ``questions``, ``tasks``.
 
     Raises:
-        InputError: it does not; names the scores there are.
+        InputError: it does not; names the scores there are. Or its task calls the other direction better than the
+            study, which goes by the metric's name.
     """
     if objective == HELDOUT:
         return True
@@ -171,9 +173,23 @@ def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool:
             f"objective '{objective}' is no score of these runs, which have {', '.join(known)}"
             f"{nearest(objective, known)}; correct the study file"
         )
+    minimized = is_minimized(objective)
+    if any(is_row_higher_better(row) == minimized for row in _rows(folder) if _name(row) == objective):
+        better, sought = ("higher", "lower") if minimized else ("lower", "higher")
+        raise InputError(
+            f"objective '{objective}': its task says that {better} is better, and the study would look for the "
+            f"{sought} one; name another score in the study file"
+        )
     return True
 
 
 def _scores(folder: Path) -> set[str]:
-    rows = [row for path in (folder / FOLDER).glob("step-*.json") for row in read_mapping(path).get("scores", [])]
-    return {f"{row['task']}/{row['metric']}" for row in rows}
+    return {_name(row) for row in _rows(folder)}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in (folder / FOLDER).glob("step-*.json") for row in read_mapping(path).get("scores", [])]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['task']}/{row['metric']}"
