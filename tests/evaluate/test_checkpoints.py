@@ -232,7 +232,7 @@ def test_heldout_conversations_are_as_long_as_those_of_the_run(run: Path, tmp_pa
 def test_questions_of_the_training_data_are_named(run: Path, suite: Suite, tmp_path: Path) -> None:
     write_training(tmp_path, "Who are you?", "what is 3 plus 1?", "What is 13 plus 1?", "what is  3 plus 1?")
     (note,) = evaluate_run(run, suite).notes
-    file = run / "evaluations" / "contamination.json"
+    file = run / "contamination.json"
     train, own = tmp_path / "train.jsonl", tmp_path / "own.jsonl"
     assert note == (
         f"1 of 12 evaluation questions stand in the training data ({own} 1 of 12; the first: {train}:2 as {own}:4): "

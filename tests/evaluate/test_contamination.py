@@ -111,7 +111,7 @@ def test_a_note_names_the_first_and_counts_the_rest() -> None:
 def test_the_file_of_a_run_keeps_other_evaluations(tmp_path: Path) -> None:
     write_contamination(tmp_path, [OverlapReport("a", rows=1), OverlapReport("b", rows=2)])
     write_contamination(tmp_path, [OverlapReport("b", rows=3, found=1, found_rows=["2"])])
-    kept = json.loads((tmp_path / "evaluations" / "contamination.json").read_text())
+    kept = json.loads((tmp_path / "contamination.json").read_text())
     assert {name: (entry["rows"], entry["found_rows"]) for name, entry in kept.items()} == {
         "a": (1, []),
         "b": (3, ["2"]),

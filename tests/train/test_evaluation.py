@@ -437,7 +437,7 @@ def test_a_run_says_which_questions_stand_in_its_data(
     assert command(["train", str(tmp_path / "recipe.yaml")]) == 0
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert [line for line in plan["warnings"] if line.startswith(sentence)]
-    kept = json.loads((tmp_path / "run" / "evaluations" / "contamination.json").read_text())
+    kept = json.loads((tmp_path / "run" / "contamination.json").read_text())
     assert kept[str(tmp_path / "known.jsonl")]["found_rows"] == ["1"]
     assert command(["report", str(tmp_path / "run")]) == 0
     assert sentence in (tmp_path / "run" / "report.md").read_text()

@@ -12,7 +12,6 @@ from sengi import storage
 from sengi.errors import CheckpointError, DataError, InputError, SengiError
 from sengi.evaluate.contamination import FILE, contamination_note, find_contamination, write_contamination
 from sengi.evaluate.run_evaluations import (
-    FOLDER,
     checkpoint_samples,
     read_results,
     read_tasks,
@@ -160,7 +159,7 @@ def _contamination(run: Path, suite: Suite, progress: Progress | None) -> list[s
         return [f"the questions were not compared with the training data: {error}"]
     write_contamination(run, reports)
     note = contamination_note(reports)
-    return [f"{note}; {run / FOLDER / FILE} lists them"] if note else []
+    return [f"{note}; {run / FILE} lists them"] if note else []
 
 
 def _recipe_file(run: Path) -> Path:

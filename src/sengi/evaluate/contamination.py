@@ -17,13 +17,12 @@ from sengi.data.files import find_files
 from sengi.data.formats import read_conversations
 from sengi.data.overlap import OverlapIndex, OverlapReport, Overlaps
 from sengi.errors import DataError, StorageError
-from sengi.evaluate.run_evaluations import FOLDER
 from sengi.evaluate.suite import Suite, fingerprint
 from sengi.mt_bench.files import QUESTIONS
 from sengi.recipe import Recipe
 from sengi.storage import create_folder, write_json
 
-FILE = "contamination.json"  # in evaluations/ of a run
+FILE = "contamination.json"  # in a run folder
 VERSION = 2  # of what is kept; another rule of comparison is another version
 BATCH = 1000  # conversations compared at a time
 NAMED = 4  # evaluations named in a note
@@ -90,19 +89,18 @@ def contamination_note(reports: Sequence[OverlapReport]) -> str:
 
 
 def write_contamination(run: Path, reports: Sequence[OverlapReport]) -> None:
-    """Keep what was found in ``evaluations/contamination.json`` of a run, beside what was kept of other evaluations.
+    """Keep what was found in ``contamination.json`` of a run, beside what was kept of other evaluations.
 
     Raises:
         StorageError: the disk failed.
     """
-    file = run / FOLDER / FILE
+    file = run / FILE
     kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         kept = dict(json.loads(file.read_text(encoding="utf-8")))
     for report in reports:
         entry = dataclasses.asdict(report)
         kept[entry.pop("evaluation")] = entry
-    create_folder(file.parent)
     write_json(file, kept)
 
 
