@@ -10,7 +10,7 @@ import pytest
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi import storage
-from sengi.errors import InputError
+from sengi.errors import InputError, StorageError
 from sengi.evaluate import checkpoints
 from sengi.evaluate.checkpoints import evaluate_run
 from sengi.evaluate.run_evaluations import read_tasks
@@ -248,3 +248,16 @@ def test_training_data_that_moved_away_is_told(run: Path, suite: Suite, tmp_path
     assert result.lines
     assert result.notes[0].startswith("the questions were not compared with the training data: ")
     assert "train.jsonl" in result.notes[0]
+
+
+def test_a_run_that_can_only_be_read_is_compared_all_the_same(
+    run: Path, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise StorageError("contamination.json: read-only file system")
+
+    monkeypatch.setattr(checkpoints, "write_contamination", refused)
+    write_training(tmp_path, "What is 3 plus 1?")
+    note, why = evaluate_run(run, suite).notes
+    assert note.startswith("1 of 12 evaluation questions stand in the training data")
+    assert why == "what was compared is not kept: contamination.json: read-only file system"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.harness.local_tasks import keep_small_index, write_jsonl, write_root
+from tests.harness.local_tasks import small_root, write_jsonl
 
 from sengi.data.overlap import OverlapReport
 from sengi.evaluate import contamination
@@ -25,10 +25,8 @@ def chat(question: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SENGI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        keep_small_index()
-        yield write_root(tmp_path_factory.mktemp("root"))
+    with small_root(tmp_path_factory) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -64,20 +62,24 @@ def found(reports: list[OverlapReport]) -> dict[str, tuple[int, list[str]]]:
 def test_every_kind_of_evaluation_is_compared(recipe: Recipe, root: Path, tmp_path: Path) -> None:
     bench = MTBenchOptions(tmp_path / "bench", "http://localhost:1/v1", "judge", tmp_path)
     tasks = ("gsm8k_cot", f"questions:{tmp_path / 'own.jsonl'}", f"heldout:{tmp_path / 'heldout.jsonl'}", "mt_bench")
-    reports = find_contamination(recipe, Suite(tasks, data_root=root, mt_bench=bench))
+
+    def compare(suite: Suite, own: bool = False) -> dict[str, tuple[int, list[str]]]:
+        return found(find_contamination(recipe, suite, str(suite), own=own))
+
     expected = {
         "own.jsonl": (2, ["2"]),
         "heldout.jsonl": (2, ["1"]),
         "question.jsonl": (1, ["1"]),
         "gsm8k_cot": (2, ["1"]),
     }
-    assert found(reports) == expected
+    assert compare(Suite(tasks, data_root=root, mt_bench=bench)) == expected
     # Only what is asked counts.
-    assert found(find_contamination(recipe, Suite(("gsm8k_cot",), limit=1, data_root=root))) == {"gsm8k_cot": (1, [])}
+    assert compare(Suite(("gsm8k_cot",), limit=1, data_root=root)) == {"gsm8k_cot": (1, [])}
     # A run's own files are compared when it is asked for, each once.
-    own = find_contamination(recipe, Suite((f"questions:{tmp_path / 'own.jsonl'}",)), own=True)
-    assert found(own) == {name: expected[name] for name in ("heldout.jsonl", "own.jsonl")}
-    assert find_contamination(recipe, None) == []
+    assert compare(Suite((f"questions:{tmp_path / 'own.jsonl'}",)), own=True) == {
+        name: expected[name] for name in ("heldout.jsonl", "own.jsonl")
+    }
+    assert find_contamination(recipe, None, "") == []
 
 
 def test_it_is_done_again_only_where_a_file_changed(
@@ -85,17 +87,17 @@ def test_it_is_done_again_only_where_a_file_changed(
 ) -> None:
     shares: list[float] = []
     monkeypatch.setattr(contamination, "BATCH", 2)
-    first = find_contamination(recipe, None, own=True, progress=shares.append)
+    first = find_contamination(recipe, None, "", own=True, progress=shares.append)
     assert shares
     assert shares == sorted(shares)
     with monkeypatch.context() as patch:
         patch.setattr(contamination, "_compare", None)
-        assert find_contamination(recipe, None, own=True) == first
+        assert find_contamination(recipe, None, "", own=True) == first
     write_jsonl(tmp_path / "train.jsonl", [chat("Is it so?"), chat("Something else")])
-    assert found(find_contamination(recipe, None, own=True))["own.jsonl"] == (2, [])
+    assert found(find_contamination(recipe, None, "", own=True))["own.jsonl"] == (2, [])
     write_jsonl(tmp_path / "own.jsonl", [{"question": "Is it so really?", "answer": "x"}])
     write_jsonl(tmp_path / "train.jsonl", [chat("is it so really?")])
-    assert found(find_contamination(recipe, None, own=True))["own.jsonl"] == (1, ["1"])
+    assert found(find_contamination(recipe, None, "", own=True))["own.jsonl"] == (1, ["1"])
 
 
 def test_a_note_names_the_first_and_counts_the_rest() -> None:

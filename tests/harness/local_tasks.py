@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import lzma
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from sengi.harness import task_index
 from sengi.harness.lm_eval_tasks import TaskIndex
@@ -56,6 +59,15 @@ def subjects() -> list[str]:
 def mmlu_row(subject: str, number: int) -> dict[str, Any]:
     choices = [str(number + offset) for offset in range(4)]
     return {"subject": subject, "question": f"{subject} {number}?", "choices": choices, "answer": number % 4}
+
+
+@contextlib.contextmanager
+def small_root(factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root of small files, and a cache of its own that holds the file of kept names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENGI_CACHE", str(factory.mktemp("cache")))
+        keep_small_index()
+        yield write_root(factory.mktemp("root"))
 
 
 def write_root(root: Path) -> Path:

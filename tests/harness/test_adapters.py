@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.harness.local_tasks import keep_small_index, write_csv, write_jsonl, write_root
+from tests.harness.local_tasks import small_root, write_csv, write_jsonl
 
 from sengi.errors import InputError
 from sengi.harness.adapters import find_adapter, load_adapters
@@ -23,10 +23,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data" / "eval"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SENGI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        keep_small_index()
-        yield write_root(tmp_path_factory.mktemp("root"))
+    with small_root(tmp_path_factory) as folder:
+        yield folder
 
 
 def load(name: str, root: Path, shots: int | None = 0) -> Any:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from tests.harness.local_tasks import keep_small_index, write_jsonl, write_root
+from tests.harness.local_tasks import small_root, write_jsonl
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi.errors import InputError
@@ -34,10 +34,8 @@ TASKS = ["arc_easy", "winogrande", "truthfulqa_mc2", "gsm8k", "mmlu_humanities"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SENGI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        keep_small_index()
-        yield write_root(tmp_path_factory.mktemp("root"))
+    with small_root(tmp_path_factory) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import nltk
 import numpy as np
 import pytest
 from lm_eval.api.task import ConfigurableTask
-from tests.harness.local_tasks import keep_small_index, write_jsonl, write_root
+from tests.harness.local_tasks import small_root, write_jsonl
 
 from sengi.errors import InputError
 from sengi.harness import requirements, task_index
@@ -22,10 +22,8 @@ from sengi.harness.tasks import check_tasks, load_tasks
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SENGI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        keep_small_index()
-        yield write_root(tmp_path_factory.mktemp("root"))
+    with small_root(tmp_path_factory) as folder:
+        yield folder
 
 
 def test_groups_and_tags_are_resolved(root: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.harness.local_tasks import keep_small_index, write_bbh, write_csv, write_jsonl, write_root
+from tests.harness.local_tasks import small_root, write_bbh, write_csv, write_jsonl
 from tests.model.tiny_folder import write_tiny_folder
 
 from sengi.evaluation import Evaluation
@@ -32,10 +32,7 @@ MATH_TYPES = "Algebra|Counting & Probability|Geometry|Intermediate Algebra|Numbe
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A data root with every file that both editions ask for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SENGI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        keep_small_index()
-        root = write_root(tmp_path_factory.mktemp("root"))
+    with small_root(tmp_path_factory) as root:
         options = ["Sarah was better than Maria so Sarah", "Sarah was better than Maria so Maria"]
         examples = [{"context_options": options, "continuation": f"won {n}.", "gold": n % 2} for n in range(6)]
         write_jsonl(root / "winogrande_train.jsonl", examples)

@@ -423,21 +423,3 @@ def test_an_unknown_benchmark_is_refused_with_the_nearest_name(
     with pytest.raises(RecipeError, match="winogrande"):
         start(recipe(**benchmark | {"eval_tasks": ["winogrande"]}))  # its file is not in the folder
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_says_which_questions_stand_in_its_data(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    questions = [{"question": "What is 3 plus 3?", "answer": "6", "id": "q"}, {"question": "Why?", "answer": "So."}]
-    (tmp_path / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(eval_questions=[str(tmp_path / "known.jsonl")])))
-    sentence = "2 of 9 evaluation questions stand in the training data"  # "What is 1 plus 1?" of own.jsonl, too
-    assert command(["plan", str(tmp_path / "recipe.yaml")]) == 0
-    assert sentence in " ".join(capsys.readouterr().out.split())
-    assert command(["train", str(tmp_path / "recipe.yaml")]) == 0
-    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert [line for line in plan["warnings"] if line.startswith(sentence)]
-    kept = json.loads((tmp_path / "run" / "contamination.json").read_text())
-    assert kept[str(tmp_path / "known.jsonl")]["found_rows"] == ["1"]
-    assert command(["report", str(tmp_path / "run")]) == 0
-    assert sentence in (tmp_path / "run" / "report.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sengi import storage
-from sengi.errors import CheckpointError, DataError, InputError, SengiError
+from sengi.errors import CheckpointError, DataError, InputError, SengiError, StorageError
 from sengi.evaluate.contamination import FILE, contamination_note, find_contamination, write_contamination
 from sengi.evaluate.run_evaluations import (
     checkpoint_samples,
@@ -85,7 +85,7 @@ def evaluate_run(
         return [length, data, [(step, str(folder)) for step, folder in models]]
 
     length, data, models = on_first(ranks, unscored)
-    on_first(ranks, lambda: result.notes.extend(_contamination(run, suite, progress)))
+    on_first(ranks, lambda: result.notes.extend(_contamination(run, suite, data, progress)))
     suite = replace(suite, max_length=length)
     for step, folder in models:
         model = Path(folder)
@@ -146,7 +146,7 @@ def score_step(
     return evaluation
 
 
-def _contamination(run: Path, suite: Suite, progress: Progress | None) -> list[str]:
+def _contamination(run: Path, suite: Suite, data: str, progress: Progress | None) -> list[str]:
     """What of the suite stands in the run's training data, in a sentence and in a file of the run."""
 
     def show(share: float) -> None:
@@ -154,10 +154,12 @@ def _contamination(run: Path, suite: Suite, progress: Progress | None) -> list[s
             progress(round(100 * share), 100, "comparing questions with the training data, %")
 
     try:
-        reports = find_contamination(resolve_recipe(_recipe_file(run)).recipe, suite, progress=show)
+        reports = find_contamination(resolve_recipe(_recipe_file(run)).recipe, suite, data, progress=show)
+        write_contamination(run, reports)
     except DataError as error:
         return [f"the questions were not compared with the training data: {error}"]
-    write_contamination(run, reports)
+    except StorageError as error:  # a run that can only be read has scores all the same
+        return [note, f"what was compared is not kept: {error}"] if (note := contamination_note(reports)) else []
     note = contamination_note(reports)
     return [f"{note}; {run / FILE} lists them"] if note else []
 

@@ -17,7 +17,7 @@ from sengi.data.files import find_files
 from sengi.data.formats import read_conversations
 from sengi.data.overlap import OverlapIndex, OverlapReport, Overlaps
 from sengi.errors import DataError, StorageError
-from sengi.evaluate.suite import Suite, fingerprint
+from sengi.evaluate.suite import Suite
 from sengi.mt_bench.files import QUESTIONS
 from sengi.recipe import Recipe
 from sengi.storage import create_folder, write_json
@@ -31,7 +31,7 @@ Progress = Callable[[float], None]
 
 
 def find_contamination(
-    recipe: Recipe, suite: Suite | None, *, own: bool = False, progress: Progress | None = None
+    recipe: Recipe, suite: Suite | None, data: str, *, own: bool = False, progress: Progress | None = None
 ) -> list[OverlapReport]:
     """Compare the training data of a recipe with evaluations, by the rule of :mod:`sengi.data.overlap`.
 
@@ -40,6 +40,7 @@ def find_contamination(
     Args:
         recipe: its ``data`` is what is trained on.
         suite: tasks, files and MT-Bench questions; None: none.
+        data: fingerprint of the suite; empty without one.
         own: with the recipe's ``eval_data`` and ``eval_questions``.
         progress: called with the share of the training data that was read.
 
@@ -61,7 +62,7 @@ def find_contamination(
         return []
     training = [path for entry in recipe.data for path in find_files(entry.path)]
     files = list(dict.fromkeys(files))
-    known = cache_folder() / "contamination" / f"{_key(training, files, suite if benchmarks else None)}.json"
+    known = cache_folder() / "contamination" / f"{_key(training, files, data)}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return [OverlapReport(**entry) for entry in json.loads(known.read_text(encoding="utf-8"))]
     indexes = [OverlapIndex.of_file(path) for path in files]
@@ -135,11 +136,10 @@ def _benchmark_indexes(suite: Suite) -> Iterator[OverlapIndex]:
         yield OverlapIndex(name, ((str(number), question) for number, question in enumerate(questions)))
 
 
-def _key(training: Sequence[Path], files: Sequence[Path], suite: Suite | None) -> str:
+def _key(training: Sequence[Path], files: Sequence[Path], data: str) -> str:
     """Names, because reports hold them, and contents of everything that is compared."""
     missing = [path for path in (*training, *files) if not path.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: is gone, so it cannot be compared with the evaluation; check the path")
     facts = [[str(path), file_hash(path)] for path in (*training, *files)]
-    tasks = fingerprint(dataclasses.replace(suite, tasks=tuple(suite.benchmarks), mt_bench=None)) if suite else ""
-    return hashlib.sha256(json.dumps([VERSION, len(training), facts, tasks]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([VERSION, len(training), facts, data]).encode()).hexdigest()[:32]

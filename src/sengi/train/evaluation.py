@@ -29,7 +29,6 @@ from sengi.errors import StoppedByRequest, StorageError
 from sengi.evaluate.checkpoints import score_step
 from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.evaluate.run_evaluations import read_tasks
-from sengi.evaluate.suite import fingerprint
 from sengi.evaluate.tasks import evaluate_questions
 from sengi.inference.vllm_engine import without_vllm
 from sengi.train.background import Background, Job
@@ -58,11 +57,9 @@ class Evaluations:
         self.recipe, self.suite = run.setup.resolved.recipe, run.setup.suite
         self.failed: dict[int, str] = {}
         self._remarks: set[str] = set()
-        self._data, self._second = "", None
-        if (suite := self.suite) is not None:
-            self._data = str(run.world.on_first(lambda: fingerprint(suite)))
-            if run.world.first and self.recipe.eval_process == "second":
-                self._second = Background(run.folder.path, suite, self._data, max(1, torch.get_num_threads() // 2))
+        self._data, self._second = run.setup.suite_data, None
+        if self.suite is not None and run.world.first and self.recipe.eval_process == "second":
+            self._second = Background(run.folder.path, self.suite, self._data, max(1, torch.get_num_threads() // 2))
 
     @property
     def setup(self) -> Setup:

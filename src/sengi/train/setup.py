@@ -16,7 +16,7 @@ from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.errors import InputError, RecipeError
 from sengi.evaluate.contamination import contamination_note, find_contamination
-from sengi.evaluate.suite import Suite, check
+from sengi.evaluate.suite import Suite, check, fingerprint
 from sengi.model.cost import ModelCost, best_dtype, model_cost, peak_flops
 from sengi.model.load import load_tokenizer
 from sengi.model.lora import add_adapter, check_method, skeleton
@@ -52,6 +52,7 @@ class Setup:
     cost: ModelCost
     plan: RunPlan
     suite: Suite | None
+    suite_data: str  # its fingerprint; empty without one
     contamination: list[OverlapReport]
 
 
@@ -75,12 +76,13 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
     folder, store, steps = open_data(resolved, world, observer, earlier)
     today = _template_date(earlier)
     heldout = _open(recipe.eval_data, folder, resolved, world, observer, today) if recipe.eval_data else None
-    contamination = [
-        OverlapReport(**entry)
-        for entry in world.on_first(
-            lambda: [asdict(one) for one in find_contamination(recipe, suite, own=True, progress=observer.comparing)]
-        )
-    ]
+    suite_data = str(world.on_first(lambda: fingerprint(suite))) if suite is not None else ""
+
+    def compare() -> list[dict[str, Any]]:
+        found = find_contamination(recipe, suite, suite_data, own=True, progress=observer.comparing)
+        return [asdict(report) for report in found]
+
+    contamination = [OverlapReport(**entry) for entry in world.on_first(compare)]
     cost = cost_without_weights(folder, recipe)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
@@ -102,7 +104,7 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
     )
     if note := contamination_note(contamination):
         plan.warnings.append(note)
-    return Setup(resolved, folder, store, heldout, steps, cost, plan, suite, contamination)
+    return Setup(resolved, folder, store, heldout, steps, cost, plan, suite, suite_data, contamination)
 
 
 def evaluation_suite(recipe: Recipe) -> Suite | None:
