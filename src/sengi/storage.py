@@ -132,17 +132,29 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         StorageError: a line before the last is not JSON; names file and line.
     """
+    return read_new_lines(path, 0, 0)[0]
+
+
+def read_new_lines(path: Path, start: int, known: int) -> tuple[list[dict[str, Any]], int]:
+    """What a log gained, as :func:`read_lines`, and the byte at which its next line will begin.
+
+    Args:
+        path: need not exist.
+        start: byte after the lines that are known.
+        known: how many they are, for messages.
+    """
     if not path.exists():
-        return []
-    with explained(path, "reading"):
-        *lines, _torn = path.read_bytes().split(b"\n")
+        return [], start
+    with explained(path, "reading"), path.open("rb") as file:
+        file.seek(start)
+        *lines, torn = (content := file.read()).split(b"\n")
     values = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=known + 1):
         try:
             values.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             raise StorageError(f"{path}:{number}: not a JSON line; the file was changed by hand, restore it") from None
-    return values
+    return values, start + len(content) - len(torn)
 
 
 class Stage:

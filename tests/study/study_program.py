@@ -149,7 +149,7 @@ def unbroken_or_killed(request: StudyRequest, kills: int, rng: random.Random) ->
         journal.touch()
         wait_for_the_lock(request.folder)
         pid, code = session(request, journal, judged and number < kills), None
-        target = math.inf if judged else progress(request.folder) + rng.randint(1, 12)
+        target = math.inf if judged else progress(request.folder) + rng.randint(1, 6)
         while number < kills and progress(request.folder) < target:
             gone, status = os.waitpid(pid, os.WNOHANG)
             if gone:

@@ -202,6 +202,16 @@ def test_seeds_of_a_setting_are_not_counted_as_settings() -> None:
     assert (few.low, few.high) == (many.low, many.high)
 
 
+def test_only_runs_that_can_be_held_against_each_other_are_correlated() -> None:
+    many, few = as_the_paper_says(5), the_other_way()[:4]
+    few = [replace(r, history=replace(r.history, name=f"other-{r.history.name}", group="adapter")) for r in few]
+    alone, mixed = (correlations(recordings, SETTINGS, minimize=True) for recordings in (many, [*few, *many]))
+    assert [replace(one, apart=0) for one in mixed] == alone
+    assert {one.apart for one in mixed} == {4}
+    said = sentences(replay(many, SETTINGS, True), mixed, 0.01)
+    assert any(line.endswith("; 4 run(s) of other data, phases or method are not among them.") for line in said)
+
+
 def test_where_nothing_is_saved_stopping_is_not_recommended() -> None:
     recordings = as_the_paper_says()
     found = correlations(recordings, SETTINGS, minimize=True)

@@ -192,5 +192,7 @@ def correlation_table(found: Sequence[Correlation]) -> Table:
         for one in found
     )
     head = ("signal", "rank correlation", "95% interval", "the claim", "here", "settings")
-    note = "Over all runs; the interval counts settings, since seeds of one setting say nearly the same."
+    note = "The interval counts settings, since seeds of one setting say nearly the same."
+    if found and found[0].apart:
+        note += f" {found[0].apart} run(s) of other data, phases or method are not among them."
     return Table("Early signals against the final score", head, rows, (1, 2, 5), note)

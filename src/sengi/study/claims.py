@@ -115,7 +115,9 @@ def _early_signals(field: Field) -> ClaimResult:
         return lacking(8, f"a rank correlation needs {FEWEST} finished settings or more, here are {settings}")
     found = correlations(recordings, judge, field.results.minimize)
     if math.isnan(found[0].value):
-        return lacking(8, f"fewer than {FEWEST} settings have enough steps in the early window, or all end the same")
+        return lacking(
+            8, f"fewer than {FEWEST} comparable settings have enough steps in the early window, or all end the same"
+        )
     if math.isnan(found[-1].value):
         missing = "norms of different batch sizes compare only without their noise, and too few runs measured it"
         return lacking(8, f"{missing}: it takes two micro-batches a step or more, on several processes four each")

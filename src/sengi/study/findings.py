@@ -22,6 +22,8 @@ class Correlation:
         value: from -1 to 1, over all runs; NaN where all values of a side are equal.
         n: settings among them; seeds of one say nearly the same, so the interval is that of so many pairs.
         runs: names of the runs that it was made of.
+        apart: how many runs were left out, because their signal is not that of the same thing (other data or phases,
+            or an adapter against the whole model).
     """
 
     signal: str
@@ -31,6 +33,7 @@ class Correlation:
     high: float
     n: int
     runs: tuple[str, ...] = ()
+    apart: int = 0
 
     @property
     def predicts(self) -> bool:
@@ -46,8 +49,11 @@ class Correlation:
 def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minimize: bool) -> list[Correlation]:
     """Early loss and gradient norm (also without noise, where batch sizes differ) against the final score.
 
-    Read at the last check of the early window, over the runs that have signals there.
+    Read at the last check of the early window, over the runs that have signals there: those of the group with the most
+    settings, since signals of two groups are not those of one thing.
     """
+    everyone = recordings
+    recordings = _comparable(everyone)
     check = settings.checks()[-1]
     warm = max(recording.history.warmup_samples for recording in recordings)
     pairs = [(r, s) for r in recordings if (s := signals_at(r.history, check, settings.window, warm)) is not None]
@@ -58,7 +64,15 @@ def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minim
     if len({r.history.batch_size for r, _ in pairs}) > 1:
         measured = [(r, s.corrected) for r, s in pairs if math.isfinite(s.corrected)]
         found.append(_against("early gradient norm without noise", -1, measured, minimize))
-    return found
+    return [replace(one, apart=len(everyone) - len(recordings)) for one in found]
+
+
+def _comparable(recordings: Sequence[Recording]) -> list[Recording]:
+    """The runs of the group with the most settings; of equally many, of the one that comes first."""
+    groups: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        groups.setdefault(recording.history.group, []).append(recording)
+    return max(groups.values(), key=lambda one: len({recording.history.settings for recording in one}))
 
 
 def _against(signal: str, expected: int, told: Sequence[tuple[Recording, float]], minimize: bool) -> Correlation:
@@ -172,7 +186,8 @@ def _correlation_sentence(correlation: Correlation) -> str:
     if math.isnan(correlation.value):
         return f"{correlation.signal}: no rank correlation of {correlation.n} settings that have it at the last check."
     claim = "higher is better" if correlation.expected > 0 else "lower is better"
+    apart = f"; {correlation.apart} run(s) of other data, phases or method are not among them" * (correlation.apart > 0)
     return (
         f"{correlation.signal} against final quality: rank correlation {correlation.value:+.2f} "
-        f"[{correlation.low:+.2f}, {correlation.high:+.2f}] over {correlation.n} settings (the claim: {claim})."
+        f"[{correlation.low:+.2f}, {correlation.high:+.2f}] over {correlation.n} settings (the claim: {claim}){apart}."
     )

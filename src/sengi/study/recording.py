@@ -44,12 +44,22 @@ class Point:
 
 
 class Dynamics:
-    """dynamics.jsonl of a run, read again only where it grew."""
+    """dynamics.jsonl of a run that goes on: each line is read once, unless the file was written anew.
+
+    Attributes:
+        path: the file.
+        records: all whole lines at the last look.
+        seconds: of training that they tell.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "dynamics.jsonl"
-        self._mark: tuple[int, int] = (-1, -1)
+        self._forget()
+
+    def _forget(self) -> None:
         self.records: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self._file, self._read, self._last = -1, 0, b""
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines so far."""
@@ -57,10 +67,26 @@ class Dynamics:
             facts = self.path.stat()
         except FileNotFoundError:
             return self.records
-        mark = facts.st_ino, facts.st_size
-        if mark != self._mark:
-            self._mark, self.records = mark, storage.read_lines(self.path)
+        if (facts.st_ino, facts.st_size) == (self._file, self._read):
+            return self.records
+        if facts.st_ino != self._file or not self._goes_on():
+            self._forget()
+            self._file = facts.st_ino
+        new, self._read = storage.read_new_lines(self.path, self._read, len(self.records))
+        self.records += new
+        self.seconds += sum(float(record["step_seconds"]) for record in new)
+        self._last = self._before(self._read)
         return self.records
+
+    def _goes_on(self) -> bool:
+        """Whether what was read last still stands there; a run that goes on from a checkpoint may write its file anew."""
+        return self._before(self._read) == self._last
+
+    def _before(self, end: int) -> bytes:
+        """Up to 256 bytes, more than a time of day and a loss, before a place in the file."""
+        with storage.explained(self.path, "reading"), self.path.open("rb") as file:
+            file.seek(max(0, end - 256))
+            return file.read(end - file.tell())
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Watched:
             "score": score.value if score is not None else None,
             "interval": interval,
             "samples_seen": self.samples_seen,
-            "seconds": sum(float(record["step_seconds"]) for record in records),
+            "seconds": self.dynamics.seconds,
             "loss": last.get("loss"),
             "grad_norm": last.get("grad_norm"),
             "folder": str(self.run.folder),
