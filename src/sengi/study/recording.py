@@ -79,7 +79,7 @@ class Dynamics:
         return self.records
 
     def _goes_on(self) -> bool:
-        """Whether what was read last still stands there; a run that goes on from a checkpoint may write its file anew."""
+        """Whether what was read last still stands there; a run that continues may write its file anew."""
         return self._before(self._read) == self._last
 
     def _before(self, end: int) -> bytes:
