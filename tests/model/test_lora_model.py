@@ -118,7 +118,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    for name, pieces in weight_files({n: p.detach() for n, p in trained(lm).items()}):
+    for name, pieces in weight_files(lm, {n: p.detach() for n, p in trained(lm).items()}):
         (folder / name).write_bytes(b"".join(pieces))
     return folder
 

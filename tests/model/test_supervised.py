@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from sengi.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.errors import ModelError
+from sengi.model import attention
 from sengi.model import supervised as module
 from sengi.model.attention import generation_mode
 from sengi.model.supervised import SupervisedModel, prepare
@@ -113,6 +115,24 @@ def test_every_family_packs(name: str) -> None:
     model = prepared(name)
     assert model.padding_free
     check_packed_equals_one_by_one(model, eager(name), some_documents())
+
+
+# Rule: attention computes in the type of the run. Positions in float32 lift queries and keys out of autocast, and a
+# kernel that autocast does not know (torch's variable-length one) would get two types, or not be taken at all.
+@pytest.mark.parametrize("name", ["llama", "granite", "gemma3", "phi3, window", "qwen3"])
+def test_attention_computes_in_the_type_of_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[torch.dtype] = set()
+    real = attention.scaled_dot_product_attention
+
+    def spy(*qkv: Tensor, **options: Any) -> Tensor:
+        seen.update(tensor.dtype for tensor in qkv)
+        return real(*qkv, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+    pack = make_pack(some_documents())
+    with torch.autocast("cpu", torch.bfloat16):
+        prepared(name)(pack, torch.ones(len(pack.targets)))
+    assert seen == {torch.bfloat16}
 
 
 @settings(max_examples=60)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
+from tests.model.families import small_model
 from tests.model.tiny_folder import CHATML, write_tiny_folder
 from tests.train.memory_run import small_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,7 +43,7 @@ def exported(base: Path, out: Path, dtype: torch.dtype = torch.float32, **tokeni
     for name, content in export_files(lm, load_tokenizer(copy), dtype).items():
         (out / name).write_bytes(content)
     state = {name: p.detach().to(dtype) for name, p in lm.named_parameters()}
-    for name, pieces in weight_files(state):
+    for name, pieces in weight_files(lm, state):
         (out / name).write_bytes(b"".join(pieces))
     return out
 
@@ -66,6 +68,34 @@ def test_a_base_with_one_form_gets_both(base: Path, tmp_path: Path, kept: str) -
     out = exported(one, tmp_path / "out")
     assert (out / "chat_template.jinja").read_bytes() == CHATML.encode()
     assert read(out, "tokenizer_config.json")["chat_template"] == CHATML
+
+
+def test_named_templates_stay_and_the_default_one_counts(base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "named"))
+    tokenizer = load_tokenizer(copy)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML + "tools"}
+    (copy / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(copy)
+    files = export_files(load_model(copy), load_tokenizer(copy), torch.float32)
+    assert files["chat_template.jinja"] == CHATML.encode()
+    assert json.loads(files["tokenizer_config.json"])["chat_template"] == CHATML
+    assert files["additional_chat_templates/tool_use.jinja"] == (CHATML + "tools").encode()
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+# Rule: readers find the names and shapes that the family's files have; transformers 5 holds experts fused in memory.
+@pytest.mark.parametrize("config", ["MixtralConfig", "Qwen3MoeConfig", "OlmoeConfig", "LlamaConfig"])
+def test_weights_have_the_layout_of_the_familys_own_files(config: str, tmp_path: Path) -> None:
+    lm = small_model(config, EXPERTS if config != "LlamaConfig" else {})
+    lm.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    for name, pieces in weight_files(lm, {name: p.detach() for name, p in lm.named_parameters()}):
+        (tmp_path / "ours" / name).write_bytes(b"".join(pieces))
+    ours, theirs = (load_file(tmp_path / one / "model.safetensors") for one in ("ours", "theirs"))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_transformers_loads_the_folder_and_computes_the_same(base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.model.tiny_folder import write_tiny_folder
@@ -15,12 +16,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from sengi.conversation import Sample
+from sengi.data.packs import make_pack
 from sengi.errors import RecipeError
 from sengi.model import lora
+from sengi.model.load import load_model
 from sengi.model.supervised import SupervisedModel, prepare
-from sengi.train import sharding
+from sengi.train import sharding, snapshot
 from sengi.train.distributed import World
+from sengi.train.optimizer import build_optimizer
 from sengi.train.sharding import reduce_gradients, reduces_each_micro_batch, shard, transformer_layers
+from sengi.train.snapshot import snapshot_bytes
 
 
 class Told(World):
@@ -107,6 +113,34 @@ def test_quantized_weights_stay_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(quantized) == 14
     assert {name for name, split in kinds.items() if not split} == quantized
     assert all(hasattr(model.get_parameter(name), "quant_state") for name in quantized)
+
+
+# Rule: asking how much a copy takes leaves no trace, also right after held-out loss, which leaves parameters whole.
+def test_the_size_of_a_snapshot_makes_no_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe(fsdp_reshard_after_forward=False)
+    model = prepare(load_model(write_tiny_folder(tmp_path / "base")))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(sharding, "_mesh", lambda *_: init_device_mesh("cpu", (1,)))
+        shard(model, Told(0, 2, CPU), recipe)
+        optimizer = build_optimizer(model, recipe)
+        pack = make_pack([Sample(np.arange(4, 12, dtype=np.int32), np.ones(8, np.uint8))])
+        sizes = []
+        for _ in range(2):
+            with torch.no_grad():
+                model(pack, torch.ones(7))
+            assert not all(isinstance(parameter, DTensor) for parameter in model.parameters())
+            sizes.append(snapshot_bytes(model, optimizer, ALONE, torch.float32))
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+        assert set(optimizer.state) <= set(model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert sizes[0] == sizes[1] == 4 + 12 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_page_locked_copies_are_counted_as_they_lie_in_memory() -> None:
+    assert [snapshot._host_bytes(n, True) for n in (0, 1, 1024, 1025)] == [0, 1, 1024, 2048]
+    assert snapshot._host_bytes(1025, False) == 1025
 
 
 def test_the_layers_are_the_longest_list() -> None:

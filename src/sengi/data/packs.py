@@ -59,10 +59,15 @@ class Pack:
     def to(self, device: torch.device) -> Pack:
         """The same pack on ``device``."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            name: to_device(value, device) if isinstance(value, Tensor) else value
             for name, value in self.__dict__.items()
         }
         return Pack(**moved)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on ``device``, without waiting for what a GPU has to do: that takes page-locked memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def make_pack(samples: Sequence[Sample], lean: bool = False) -> Pack:

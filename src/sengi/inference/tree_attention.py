@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 
 from sengi.inference.lent_model import layer_index
 from sengi.inference.prefix_tree import Pack
+from sengi.model.attention import takes_flash
 
 NAME = "sengi_tree"
 QUERY_BLOCK = 128  # queries at a time: bounds the mask, and the logits where a soft cap needs them
@@ -68,7 +69,7 @@ class TreeWalk:
             self._paths[layer] = tuple(  # type: ignore[assignment]
                 x.new_empty(1, x.shape[1], self._longest, x.shape[3]) for x in (key, value)
             )
-        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and cap is None:
+        if takes_flash(query, value, cap):
             return self._varlen(layer, query, key, value, scale, window)
         keys, values = self._paths[layer]
         groups = query.shape[1] // key.shape[1]

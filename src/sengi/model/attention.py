@@ -74,7 +74,10 @@ def document_attention(
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks (s_aux) are not supported by padding-free attention")
     window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+    if torch.is_autocast_enabled(query.device.type):  # queries and keys leave it, turned by positions in float32
+        number_type = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(number_type) for x in (query, key, value))
+    if takes_flash(query, value, softcap):
         if shared_keys is not None:
             key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
         bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
@@ -89,6 +92,24 @@ def document_attention(
     if shared_tokens:
         pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
     return torch.cat(pieces, dim=1), None
+
+
+def takes_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
+    """Whether FlashAttention's kernel as bundled with torch can take these heads, (..., D) each, on this GPU.
+
+    It wants half precision, an Ampere GPU or newer, and one head size for keys and values, of 256 or less in steps of 8
+    (torch/aten/src/ATen/native/transformers/cuda/flash_attn).
+    """
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and softcap is None
+        and value.shape[-1] == size
+        and size <= 256
+        and size % 8 == 0
+        and torch.cuda.get_device_properties(query.device).major >= 8
+    )
 
 
 def _one_document(

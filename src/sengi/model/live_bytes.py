@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sengi.conversation import Sample
 from sengi.data.packs import Pack, make_pack
-from sengi.model.attention import make_padding_free
+from sengi.model.attention import make_padding_free, takes_flash
 from sengi.model.checkpointing import Dial, checkpoint_layers, transformer_layers
 from sengi.model.supervised import SupervisedModel
 
@@ -192,7 +192,7 @@ def trace_micro_batch(
             make_padding_free(lm)
             model = SupervisedModel(lm)
             checkpoint_layers(transformer_layers(model), dial)
-            pack = _emptied(pack, device, read_bounds=device.type == "cpu" or autocast is None)
+            pack = _emptied(pack, device, read_bounds=not _takes_flash(lm.config.get_text_config(), device, autocast))
             weights = torch.empty(len(pack.targets))
             trained = [p for p in lm.parameters() if p.requires_grad]
             for parameter in trained:
@@ -200,6 +200,15 @@ def trace_micro_batch(
         known = [*lm.parameters(), *lm.buffers(), *(p.grad for p in trained if p.grad is not None)]
         with LiveBytes(known) as live:
             return _run(model, pack, weights, live, autocast)
+
+
+def _takes_flash(config: Any, device: torch.device, autocast: torch.dtype | None) -> bool:
+    """Whether attention goes through the kernel that reads no bounds on the host; tried on heads of this model."""
+    size = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    size = size or config.hidden_size // config.num_attention_heads
+    of_values = getattr(config, "v_head_dim", None) or size
+    query, value = (torch.empty(1, n, dtype=autocast or torch.float32, device=device) for n in (size, of_values))
+    return takes_flash(query, value, getattr(config, "attn_logit_softcapping", None))
 
 
 def _move(lm: PreTrainedModel, device: torch.device) -> None:

@@ -73,7 +73,10 @@ class SupervisedModel(nn.Module):
 
 
 def prepare(
-    lm: PreTrainedModel, device: torch.device | None = None, autocast: torch.dtype | None = None
+    lm: PreTrainedModel,
+    device: torch.device | None = None,
+    autocast: torch.dtype | None = None,
+    packs: bool = True,
 ) -> SupervisedModel:
     """Make ``lm`` padding-free where that is right for it, and check head and packing on a small input.
 
@@ -83,6 +86,8 @@ def prepare(
         lm: the model, as loaded.
         device: where it is moved to and tried; the CPU if None.
         autocast: dtype of the training's computation, whose attention kernel is tried for leaks, too.
+        packs: False where the documents are so long that the model's positions depend on the longest of a call (rotary
+            positions of kind longrope or dynamic): they go one by one then.
 
     Raises:
         ModelError: the loss of our head differs from the one of the model's own logits, or is not finite.
@@ -95,7 +100,7 @@ def prepare(
         expected = _reference_nll(lm, probe)
         if not torch.isfinite(expected).all():
             raise ModelError(f"{type(lm).__name__}: the loss of a short text is not finite; its weights are damaged")
-        packed = _try_packed(lm, probe)
+        packed = _try_packed(lm, probe) if packs else None
         right = packed is not None and _close(packed[1], expected) and _close(*_lean_and_whole(packed[0], device))
         if packed is not None and right and not _leaks(packed[0], probe):
             if autocast is not None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from sengi.errors import ModelError
-
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a tokenizer with its chat template in both forms, byte for byte the same.
@@ -17,15 +15,15 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     ``tokenizer_config.json``: a folder with one form, or with two that differ, is not the same model everywhere.
 
     Args:
-        tokenizer: its ``chat_template`` must be one template (or None).
+        tokenizer: of several named templates the one called ``default`` is written so; others stay beside it, in
+            ``additional_chat_templates/``.
         folder: an existing folder.
     """
     tokenizer.save_pretrained(str(folder))
     template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
     if template is None:
         return
-    if not isinstance(template, str):
-        raise ModelError(f"{folder}: the tokenizer has {len(template)} named chat templates; keep one, set as a string")
     (folder / "chat_template.jinja").write_bytes(template.encode("utf-8"))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -79,7 +79,7 @@ class Save:
         if self.world.first:
             for name, content in self.files.items():
                 self.stage.write(name, content)
-            for name, pieces in weight_files(self.snapshot.weights):
+            for name, pieces in weight_files(self.snapshot.lm, self.snapshot.weights):
                 self.stage.write(name, *pieces)
         for number, names in enumerate(_files_worth(self.snapshot.state)):
             if self.given_up:

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from sengi.errors import ModelError
 from sengi.model.adapters import BASE, FINGERPRINT, WEIGHTS, base_record
@@ -124,7 +125,8 @@ def _settle_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int | N
 def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, Path(folder))
-        files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     inline = json.loads(files["tokenizer_config.json"]).get("chat_template")
     template = files.get("chat_template.jinja")
     if (template is None) != (inline is None) or (template is not None and template != inline.encode()):
@@ -132,18 +134,22 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     return files
 
 
-def weight_files(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+def weight_files(
+    lm: PreTrainedModel, state: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
     """The weights as safetensors files with an index where there are several: name and content, one at a time.
 
     An adapter is one file, under peft's names.
 
     Args:
+        lm: the model; its family's files may hold what is one tensor in memory as several (experts, in transformers 5).
         state: name -> full tensor on the CPU in the type it is saved in, each tied weight once.
     """
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
     if is_adapter_state(whole):
         yield WEIGHTS, safetensors_pieces(file_tensors(whole), {"format": "pt"})
         return
+    whole = {name: tensor.contiguous() for name, tensor in revert_weight_conversion(lm, whole).items()}
     split = split_torch_state_dict_into_shards(whole, max_shard_size=SHARD_BYTES)
     for name, tensors in split.filename_to_tensors.items():
         yield name, safetensors_pieces({tensor: whole[tensor] for tensor in tensors}, {"format": "pt"})

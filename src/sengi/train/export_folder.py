@@ -20,7 +20,7 @@ from sengi.model.adapters import base_folder, base_of, is_adapter
 from sengi.model.inspect import read_config
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.resolve import resolve_model
-from sengi.train.checkpoint import PREFIX
+from sengi.train.checkpoint import PREFIX, STATE
 from sengi.train.export import export_files, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,9 +79,10 @@ def _last_checkpoint(source: Path) -> Path:
 
 def _write_copy(folder: Path, stage: storage.Stage) -> None:
     """Every file but those of the training state and of the seal, as it is."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (storage.MANIFEST, storage.SEAL):
-            stage.write(path.name, path.read_bytes())
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] not in (storage.MANIFEST, storage.SEAL, STATE):
+            stage.write(name.as_posix(), path.read_bytes())
 
 
 def _write_merged(folder: Path, stage: storage.Stage, dtype: Literal["auto", "float32"] | None) -> None:
@@ -94,7 +95,7 @@ def _write_merged(folder: Path, stage: storage.Stage, dtype: Literal["auto", "fl
     model = load_model(folder)
     for name, content in export_files(model, tokenizer, kind).items():
         stage.write(name, content)
-    for name, pieces in weight_files(_weights(model, kind)):
+    for name, pieces in weight_files(model, _weights(model, kind)):
         stage.write(name, *pieces)
     stage.write("README.md", _card(base_of(folder), folder))
 

@@ -30,12 +30,14 @@ def main() -> int:
     with contextlib.suppress(OSError):
         os.nice(NICE)
     from sengi.evaluate.checkpoints import score_step  # loads torch, which takes seconds
+    from sengi.inference.vllm_engine import without_vllm
 
     root = job["suite"]["data_root"]
     suite = Suite(**{**job["suite"], "tasks": tuple(job["suite"]["tasks"]), "data_root": root and Path(root)})
     run, model = Path(job["run"]), Path(job["model"])
     try:
-        score_step(run, job["step"], model, suite, job["data"])
+        with without_vllm():
+            score_step(run, job["step"], model, suite, job["data"])
     except SengiError as error:
         print(error, file=sys.stderr)
         return error.exit_code

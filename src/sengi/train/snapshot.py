@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import PreTrainedModel
 
 from sengi.train.distributed import World
 from sengi.train.optimizer import local
@@ -25,11 +27,13 @@ class Snapshot:
     """What this rank writes of a checkpoint.
 
     Attributes:
-        weights: name -> whole tensor of the Hugging Face files, in their type and on the CPU; empty but on rank 0.
+        lm: the model, which knows the layout of its family's files.
+        weights: name -> whole tensor in the type of the Hugging Face files and on the CPU; empty but on rank 0.
         state: name -> this rank's rows of master weights and moments.
         rows: name -> the rows [first, last) that they are.
     """
 
+    lm: PreTrainedModel
     weights: dict[str, Tensor]
     state: dict[str, Tensor]
     rows: dict[str, tuple[int, int]]
@@ -54,7 +58,8 @@ def take(
     state, rows = _local_state(model, optimizer)
     if copy is not None:
         state = {name: copy(name, tensor) for name, tensor in state.items()}
-    return Snapshot(_whole_weights(model, world, export_dtype, state, copy), state, rows)
+    lm: Any = model.lm
+    return Snapshot(lm, _whole_weights(model, world, export_dtype, state, copy), state, rows)
 
 
 def reshard(model: nn.Module) -> None:
@@ -65,12 +70,21 @@ def reshard(model: nn.Module) -> None:
 
 
 def snapshot_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, world: World, export_dtype: torch.dtype) -> int:
-    """Bytes of CPU memory that this rank's copy takes: 12 a parameter it holds, on rank 0 the exported weights, too."""
+    """Bytes of CPU memory that this rank's copy takes: 12 a parameter it holds, on rank 0 the exported weights, too.
+
+    All ranks call this together.
+    """
+    reshard(model)  # parameters that are whole would get moments as large
     state, _ = _local_state(model, optimizer)
-    size = sum(tensor.nbytes for tensor in state.values())
+    size = sum(_host_bytes(tensor.nbytes, tensor.is_cuda) for tensor in state.values())
     if world.first and not (world.size == 1 and export_dtype == torch.float32):
-        size += sum(p.numel() for _, p in exported(model)) * export_dtype.itemsize
+        size += sum(_host_bytes(p.numel() * export_dtype.itemsize, p.is_cuda) for _, p in exported(model))
     return size
+
+
+def _host_bytes(size: int, page_locked: bool) -> int:
+    """What a copy of so many bytes takes: PyTorch locks pages by the next power of two."""
+    return 1 << (size - 1).bit_length() if page_locked and size else size
 
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sengi.data.packing import StepPacks
-from sengi.data.packs import Pack, make_pack
+from sengi.data.packs import Pack, make_pack, to_device
 from sengi.data.store import TokenStore
 from sengi.errors import NonFiniteError
 from sengi.recipe import Recipe
@@ -109,8 +109,8 @@ def run_step(
         weights = target_weights(pack, recipe.loss_reduction, step_targets, len(samples))
         if packs.half is not None and number < packs.half:
             total[2] += weights.double().sum()
-        pack, weights = pack.to(world.device), weights.to(world.device)
         data_seconds += time.perf_counter() - started
+        pack, weights = pack.to(world.device), to_device(weights, world.device)
         reduce_gradients(model, number + 1 in (packs.half, len(mine)), reduce_each)
         tokens = int(store.lengths[samples[members]].sum())
         total[0] += guard.micro_batch(partial(work, pack, weights), idle, (tokens, len(members)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sengi.inference.lent_model import rope_limit
 from sengi.model.checkpointing import checkpoint_layers, transformer_layers
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.lora import add_adapter, compute_in, load_frozen
@@ -44,7 +45,9 @@ def load_trainable(setup: Setup, device: torch.device) -> Trainable:
         lm = load_model(setup.model_folder)
         files = export_files(lm, tokenizer, dtype)
     autocast = dtype if dtype != torch.float32 else None
-    supervised = prepare(lm, device, autocast)
+    stores = [setup.store, *([setup.heldout] if setup.heldout is not None else [])]
+    longest = max(int(store.lengths.max()) for store in stores)
+    supervised = prepare(lm, device, autocast, packs=longest < rope_limit(lm))
     if recipe.use_peft and autocast is not None:
         compute_in(lm, autocast)
     checkpoint_layers(transformer_layers(supervised), setup.plan.gradient_checkpointing)
