@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sengi.cli.app import run
+from sengi.cli.compare import print_comparison
+from sengi.evaluate.compare import Row, compare
+from sengi.evaluate.saved_samples import load_samples
 
 TIME = "2026-01-02T03-04-05.678901"
 
@@ -68,6 +72,20 @@ def test_output_holds_every_number(two: tuple[str, str], tmp_path: Path) -> None
     assert arc["verdict"] == "B better"
     # Nothing changed: what could have been detected is not known, which JSON calls null.
     assert (law["difference"], law["detectable"], law["verdict"]) == (0.0, None, "no difference shown")
+
+
+def test_a_question_left_out_is_counted_once_whatever_its_metrics(
+    two: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(task: str, metric: str, other: int, left_out: int) -> Row:
+        return replace(one, task=task, metric=metric, other=other, left_out=left_out)
+
+    comparison = compare([load_samples(Path(path)) for path in (*two, two[1])])
+    one = comparison.rows[0]
+    comparison.rows = [row("arc", "acc", 1, 2), row("arc", "acc_norm", 1, 3), row("arc", "acc", 2, 1)]
+    comparison.rows.append(row("mmlu", "acc", 1, 4))
+    print_comparison(comparison)
+    assert "8 questions left out: " in capsys.readouterr().err
 
 
 def test_three_evaluations_and_a_figure(

@@ -28,7 +28,7 @@ def line(task: str, metric: str, group: str = "all") -> ScoreLine:
         )
         for step, share in STEPS.items()
     }
-    return score_line(task, metric, group, points, items)
+    return score_line(task, metric, group, points, items, {})
 
 
 def printed(capsys: pytest.CaptureFixture[str], lines: list[ScoreLine], selected: int = 0, **more: object) -> str:
@@ -66,7 +66,7 @@ def test_tasks_of_a_group_are_counted_not_printed(capsys: pytest.CaptureFixture[
 
 
 def test_without_a_checkpoint_nothing_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    base = score_line("own", "accuracy", "all", [Point(0, 0, 0.1, 0.0, 0.2, 40, True)], {})
+    base = score_line("own", "accuracy", "all", [Point(0, 0, 0.1, 0.0, 0.2, 40, True)], {}, {})
     assert printed(capsys, [base]).endswith("chosen by own/accuracy: no checkpoint is scored")
 
 

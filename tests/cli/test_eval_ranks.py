@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from tests import warm
 from tests.cli import eval_rank_program
-from tests.evaluate.test_checkpoints import publish
+from tests.evaluate.test_checkpoints import publish, write_broken
 from tests.harness.local_tasks import keep_small_index, write_jsonl
 from tests.model.tiny_folder import write_tiny_folder
 from tests.mt_bench.bench_folder import write_bench
 from tests.mt_bench.judge_server import JudgeServer, Say
-
-from sengi.model.load import load_model
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]}
 
@@ -53,11 +51,27 @@ def test_two_processes_share_benchmarks_of_every_checkpoint_and_write_once(tmp_p
     assert {row["task"] for row in scores} == {"arc_easy", "own", "heldout_kept", "mt_bench"}
 
 
+# The benchmark is shared: both processes meet the NaN, and both go on with the next checkpoint.
+def test_a_checkpoint_of_nan_is_left_out_by_both(tmp_path: Path, own_cache: Path) -> None:
+    keep_small_index()
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = {"model_name_or_path": str(write_tiny_folder(tmp_path / "base")), "data": ["x"], "output_dir": str(run)}
+    (run / "recipe.yaml").write_text(json.dumps(recipe))
+    publish(run, 10, write_broken(tmp_path / "broken"))
+    publish(run, 20, write_tiny_folder(tmp_path / "trained", 1))
+    arc = [{"query": f"Which one is {i}?", "choices": ["a", "b", str(i)], "gold": 2} for i in range(4)]
+    write_jsonl(tmp_path / "root/arc_easy.jsonl", arc)
+    words = ["eval", str(run), "--tasks", "arc_easy", "--data-root", str(tmp_path / "root")]
+    done = warm.run(["-m", eval_rank_program.__name__, str(tmp_path), *words], ranks=2, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "step 10 is left out: " in " ".join((done.stdout + done.stderr).split())
+    names = [f"step-{step:08d}-tasks{end}" for step in (0, 20) for end in (".items.jsonl", ".json")]
+    assert sorted(path.name for path in (run / "evaluations").glob("step-*")) == sorted(names)
+
+
 def test_what_fails_in_the_first_process_ends_both_with_its_words(tmp_path: Path) -> None:
-    folder = write_tiny_folder(tmp_path / "tiny")
-    broken = load_model(folder)
-    broken.get_parameter("model.norm.weight").data[:] = float("nan")
-    broken.save_pretrained(folder)
+    folder = write_broken(tmp_path / "tiny")
     write_jsonl(tmp_path / "own.jsonl", [{"question": "How many?", "answer": "12"}])
     words = ["eval", str(folder), "--tasks", f"questions:{tmp_path / 'own.jsonl'}"]
     done = warm.run(["-m", eval_rank_program.__name__, str(tmp_path), *words], ranks=2, timeout=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,13 @@ def test_the_command_takes_several_studies(tmp_path: Path, capsys: pytest.Captur
         command(one, other)
     with pytest.raises(InputError, match="several folders are reported together where all are studies"):
         command(one, one / "runs/001-s1", output=tmp_path / "out")
+
+
+def test_studies_of_which_no_stage_has_begun_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        request = {"recipe": {}, "stages": {"rate": {"learning_rate": [1e-4, 1e-3]}}}
+        (tmp_path / name / "request.json").write_text(json.dumps(request))
+    with pytest.raises(InputError, match=r"none of their stages has begun; 'sengi study resume FOLDER' begins them"):
+        command(tmp_path / "one", tmp_path / "other", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

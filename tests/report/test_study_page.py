@@ -22,6 +22,7 @@ from sengi.report.study_contents import build_study_report
 from sengi.report.study_markdown import render_study_markdown
 from sengi.report.study_page import render_study_page, tally
 from sengi.report.study_write import write_study_report
+from sengi.storage import lock
 from sengi.study import replay
 from sengi.study.claim_rules import ClaimResult
 
@@ -61,6 +62,8 @@ def test_the_first_lines_are_for_who_skips_the_rest(written: list[Path]) -> None
     assert "Try higher: effective_batch_size 32 is the highest tried." in text
     assert "Try lower: learning_rate 0.0001 is the lowest tried." in text
     assert "1 run failed and has no score: 005-s1" in text
+    assert "1 setting lost a run and ranks behind those that lost none, whatever the other runs scored: " in text
+    assert "effective_batch_size 32, learning_rate 0.001 (005-s1)." in text
     assert "1 run stopped early by the judge and has no final score: 006-s2" in text
 
 
@@ -70,8 +73,9 @@ def test_ranking_runs_grid_and_claims_are_on_the_page(written: list[Path]) -> No
     assert list(ranking) == ["1", "2", "3", "4", "5", "6"]
     assert ranking["1"][0] == "effective_batch_size 32, learning_rate 0.0001"
     assert ranking["1"][-1] == "best"
-    assert ranking["3"][1] == "1 of 2"
-    assert re.fullmatch(r"\+0\.497 \(\+0\.\d+ to \+0\.\d+\)", ranking["6"][4])
+    assert ranking["4"][1] == "1 of 2"  # the judge stopped the other one
+    assert ranking["6"][:2] == ["effective_batch_size 32, learning_rate 0.001", "1 of 2"]  # last, for it lost a run
+    assert re.fullmatch(r"\+0\.497 \(\+0\.\d+ to \+0\.\d+\)", ranking["5"][4])
     runs = page.table("run", "score")
     assert len(runs) == 10
     assert runs["006-s1 (effective_batch_size 32, learning_rate 0.01)"][-1] == "suspect"
@@ -183,7 +187,9 @@ def test_every_stage_of_a_study_gets_its_page(tmp_path: Path, monkeypatch) -> No
 
 def test_a_study_that_has_just_begun(tmp_path: Path) -> None:
     states = {f"{point:03}-s{seed}": "waiting" for point in range(1, 7) for seed in (1, 2)}
-    page = page_of(write_study_folder(tmp_path / "study", states=states | {"001-s1": "running"}, state="running"))
+    folder = write_study_folder(tmp_path / "study", states=states | {"001-s1": "running"}, state="running")
+    with lock(folder):
+        page = page_of(folder)
     assert "No run has finished with a score yet" in page.text
     assert "Let it finish (1 running, 11 waiting); sengi study resume" in page.text
     assert "Of ten claims 10 cannot be told here" in page.text
@@ -193,6 +199,13 @@ def test_a_study_that_has_just_begun(tmp_path: Path) -> None:
     assert "No step was recorded yet, so there are no curves." in page.text
     assert "Nothing was trained yet." in page.text
     assert page.scripts == []
+
+
+def test_a_killed_study_is_said_to_be_interrupted(tmp_path: Path) -> None:
+    page = page_of(write_study_folder(tmp_path / "study", RATES, states={"001-s1": "running"}, state="running"))
+    assert "Let it finish (1 unfinished); sengi study resume" in page.text
+    row = page.table("run", "state")["001-s1 (learning_rate 0.0001)"]
+    assert (row[0], row[-1]) == ("unfinished", "interrupted, it continues")
 
 
 def test_one_seed_is_said(tmp_path: Path) -> None:

@@ -99,6 +99,16 @@ def test_weighted_right_answers_that_did_not_change_keep_a_width():
     assert (result.difference.value, result.difference.n, result.p_value) == (0.0, 10, 1.0)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_weighted_answers_that_all_changed_alike_keep_a_width(sign):
+    before, after = ([0] * 10, [1] * 10)[::sign]
+    found = paired_difference(before, after, weights=[1, 1, 1, 1, 1, 2, 2, 2, 2, 2])
+    assert found.difference.value == sign
+    assert abs(found.difference.high - found.difference.low) > 0.1
+    assert -1 <= found.difference.low <= sign <= found.difference.high <= 1
+    assert found.p_value == pytest.approx(2 * 0.5**10)
+
+
 def test_paired_real_numbers_use_the_bootstrap_and_pairing_narrows_it():
     rng = np.random.default_rng(5)
     hardness = rng.normal(3, 1, 200)

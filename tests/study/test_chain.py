@@ -216,7 +216,9 @@ def test_other_stages_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def row(value: int, score: float | None, half: float | None, seed: int = 1) -> dict[str, Any]:
     interval = None if score is None or half is None else [score - half, score + half]
-    return {"settings": {"warmup_steps": value}, "seed": seed, "score": score, "interval": interval}
+    state = "failed" if score is None else "finished"
+    facts = {"name": f"{value:03}-s{seed}", "state": state, "verdict": None}
+    return facts | {"settings": {"warmup_steps": value}, "seed": seed, "score": score, "interval": interval}
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,21 @@ def test_the_best_is_chosen_and_a_close_call_is_called_one(
     assert isinstance(choice, Choice)
     assert (choice.settings, choice.separated) == ({"warmup_steps": best}, separated)
     assert words in choice.sentence
+
+
+@pytest.mark.parametrize(("state", "verdict"), [("failed", None), ("failed", "stop"), ("stopped", "keep")])
+def test_a_point_that_lost_a_seed_is_chosen_only_where_all_did(state: str, verdict: str | None) -> None:
+    lost = {**row(25, None, None, 2), "state": state, "verdict": verdict}
+    rows = [row(0, 2.0, 0.1, 1), row(0, 2.1, 0.1, 2), row(25, 1.0, 0.1, 1), lost]
+    choice = choose("1-warmup", rows, "heldout_loss", minimize=True)
+    assert choice.settings == {"warmup_steps": 0}
+    assert choice.sentence.endswith(
+        f"1 of 4 runs have no score; behind those that lost no run: warmup_steps 25 (025-s2 {state})"
+    )
+    assert choose("1-warmup", rows[2:], "heldout_loss", minimize=True).settings == {"warmup_steps": 25}
+    # a run that the judge stopped was condemned, and not lost
+    condemned = {**lost, "state": "stopped", "verdict": "stop"}
+    assert choose("1-warmup", [*rows[:3], condemned], "heldout_loss", minimize=True).settings == {"warmup_steps": 25}
 
 
 def test_status_and_replay_know_the_stages(

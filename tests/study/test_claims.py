@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sengi.study.claim_rules import CLAIMS, ClaimResult, Verdict
 from sengi.study.claims import judge_claims
+from sengi.study.recording import Point
 from sengi.study.results import RunResult, StudyResults
 
 sys.path.append(str(Path(__file__).parent))
@@ -308,3 +309,22 @@ def test_each_early_signal_names_the_runs_that_it_was_made_of() -> None:
     assert "early gradient norm without noise -0.99 (claimed: −) over 6 settings, 12 runs" in found.reason
     assert "(its noise was not measured in 007-s1, 007-s2, 008-s1, 008-s2)" in found.reason
     assert len(found.runs) == 16
+
+
+def test_few_questions_that_all_models_miss_tell_nothing() -> None:
+    missed = {f"q{n}": (0.0, 1.0) for n in range(20)}
+    for sides in SIDES.values():
+        runs = [
+            dataclasses.replace(
+                make_run(point, settings, seed, 1.0),
+                score=Point(2000, 0.0, 0.0, 0.16),
+                evaluations=(Point(2000, 0.0, 0.0, 0.16),),
+                items=missed,
+            )
+            for point, settings in enumerate(sides, start=1)
+            for seed in (1, 2)
+        ]
+        claims = judge_claims(results_of(runs, tuple(sides[0]), minimize=False))
+        compared = [one for one in claims if one.unit == "score"]
+        assert compared
+        assert {(one.verdict, one.effect) for one in compared} == {("cannot tell", 0.0)}

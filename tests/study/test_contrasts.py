@@ -150,3 +150,60 @@ def test_the_mean_of_a_setting_has_an_interval_of_the_same_kinds() -> None:
     narrow = average([trained("a", 1, 1.0)], spread)
     assert narrow.high - narrow.low < got.high - got.low  # without single results only the seeds count
     assert math.isnan(average([trained("a", 1, 1.0)], None).low)
+
+
+def right(name: str, block: str, seed: int, answers: list[int], sign: int = 1, apart: int = 0) -> Trained:
+    items = {f"q{n}": (float(sign * a), 1.0 + apart * (n % 3)) for n, a in enumerate(answers)}
+    return Trained(name, block, seed, sign * float(np.mean(answers)), items)
+
+
+def sides_of(before: int, after: int, seeds: int, blocks: int, sign: int = 1, apart: int = 0) -> list[list[Trained]]:
+    """Two settings of which every run answers all of twenty questions alike."""
+    return [
+        [right(f"{n}{b}{s}", str(b), s, [a] * 20, sign, apart) for b in range(blocks) for s in range(seeds)]
+        for n, a in enumerate((before, after))
+    ]
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("seeds", "blocks"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("answer", [0, 1])
+def test_the_same_answers_to_few_questions_prove_no_equality(
+    answer: int, seeds: int, blocks: int, sign: int, apart: int
+) -> None:
+    sides = sides_of(answer, answer, seeds, blocks, sign, apart)
+    spread = seed_spread({0: [run.quality for run in sides[0]]}) if seeds > 1 else None
+    got = contrast(*sides, spread)
+    assert got is not None
+    assert (got.value, got.p_value) == (0, 1)
+    assert got.low < -0.1
+    assert got.high > 0.1
+    assert not got.detectable < 0.1  # two runs without any change cannot say
+    # a hundred times as many questions tell ten times as much and more
+    many = [[Trained(r.name, r.block, r.seed, r.quality, {f"{k}{q}": v for k in range(100) for q, v in r.items.items()})
+             for r in side] for side in sides]  # fmt: skip
+    sure = contrast(*many, spread)
+    assert sure is not None
+    assert sure.high < got.high / 10
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+@pytest.mark.parametrize(("seeds", "blocks"), [(1, 1), (2, 1), (3, 2)])
+def test_the_same_change_of_few_questions_is_no_certainty(seeds: int, blocks: int, apart: int) -> None:
+    sides = sides_of(0, 1, seeds, blocks, apart=apart)
+    spread = seed_spread({0: [run.quality for run in sides[0]]}) if seeds > 1 else None
+    got = contrast(*sides, spread)
+    assert got is not None
+    assert got.value == 1
+    assert 0.5 < got.low < 0.9
+    assert 0 < got.p_value < 1e-3
+
+
+def test_one_answer_that_differs_makes_nothing_surer() -> None:
+    same, other = sides_of(0, 0, 3, 1)
+    changed = [*other[:2], right("102", "0", 2, [1] + [0] * 19)]
+    equal, nearly = (contrast(same, side, seed_spread({0: [0.0, 0.0, 0.0]})) for side in (other, changed))
+    assert equal is not None
+    assert nearly is not None
+    assert nearly.high - nearly.low >= equal.high - equal.low

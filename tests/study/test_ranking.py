@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sengi.study.ranking import chosen_on_half, peak_of, rank_runs, rank_settings, spread_of
 from sengi.study.recording import Point
+from sengi.study.results import RunResult
 
 sys.path.append(str(Path(__file__).parent))
 from fake_results import make_run, make_study, results_of
@@ -63,6 +64,49 @@ def test_runs_without_a_score_are_kept_aside_by_their_setting() -> None:
     alone = results_of([lost], ("learning_rate",))
     assert rank_settings(alone) == []
     assert rank_runs(alone) == []
+
+
+def answers(point: int, seed: int, right: int, low: float, high: float) -> RunResult:
+    """A run that answered so many of 20 questions."""
+    items = {f"q{n}": (float(n < right), 1.0) for n in range(20)}
+    score = Point(2000, right / 20, low, high)
+    return replace(make_run(point, {"learning_rate": point}, seed, 1.0), score=score, evaluations=(score,), items=items)
+
+
+def test_the_score_of_a_setting_of_one_run_is_that_run_s() -> None:
+    ranked = rank_settings(results_of([answers(1, 1, 19, 0.76, 0.99), answers(2, 1, 0, 0.0, 0.16)], minimize=False))
+    assert [(one.score.value, one.score.low, one.score.high) for one in ranked] == [
+        (0.95, 0.76, 0.99),
+        (0.0, 0.0, 0.16),
+    ]
+
+
+@pytest.mark.parametrize("right", [0, 1, 19, 20])
+def test_the_score_of_several_seeds_is_a_share_and_never_certain(right: int) -> None:
+    runs = [answers(point, seed, right, 0.0, 1.0) for point in (1, 2) for seed in (1, 2)]
+    for one in rank_settings(results_of(runs, minimize=False)):
+        assert 0 <= one.score.low <= one.score.value <= one.score.high <= 1
+        assert one.score.high - one.score.low > 0.05
+
+
+@pytest.mark.parametrize("how", [{"state": "failed"}, {"state": "stopped", "by_alarm": True}])
+def test_a_setting_that_lost_a_seed_ranks_behind_those_that_lost_none(how: dict[str, Any]) -> None:
+    results = make_study({"learning_rate": [1e-4, 1e-3]}, lambda s: 2 + 100 * s["learning_rate"], seeds=(1, 2))
+    lucky = [make_run(3, {"learning_rate": 1e-2}, 1, 1.5), make_run(3, {"learning_rate": 1e-2}, 2, None, **how)]
+    mixed = replace(results, runs=(*results.runs, *lucky))
+    ranked = rank_settings(mixed)
+    assert [one.point for one in ranked] == [1, 2, 3]
+    last = ranked[-1]
+    assert [run.name for run in last.lost] == ["003-s2"]
+    assert last.against_best is not None
+    assert last.against_best.value > 0
+    assert last.word == "not told apart"  # and not worse, however sure the difference
+    halves = chosen_on_half(mixed, ranked)
+    assert halves is not None
+    assert halves.best.checkpoint == 0
+    # one that the judge stopped was called worse on its way: nothing was lost
+    stopped = [lucky[0], replace(lucky[1], state="stopped", by_alarm=False)]
+    assert [one.point for one in rank_settings(replace(results, runs=(*results.runs, *stopped)))] == [3, 1, 2]
 
 
 def test_runs_that_ended_worse_than_they_began_do_not_widen_the_spread_of_all() -> None:

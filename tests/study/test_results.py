@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 
 from sengi.errors import InputError
 from sengi.evaluate import run_evaluations
+from sengi.storage import lock
+from sengi.study.lease import EXPIRES
 from sengi.study.recording import Point
 from sengi.study.results import is_study, read_items, read_results
 
@@ -38,7 +42,9 @@ def test_a_finished_study_is_read_whole(tmp_path: Path) -> None:
 
 def test_every_state_is_told_from_the_folders(tmp_path: Path) -> None:
     states = {"001-s1": "failed", "001-s2": "stopped", "002-s1": "running", "002-s2": "waiting", "003-s1": "paused"}
-    results = read_results(write_study_folder(tmp_path / "study", states=states, state="running"))
+    folder = write_study_folder(tmp_path / "study", states=states, state="running")
+    with lock(folder):
+        results = read_results(folder)
     told = {run.name: run.state for run in results.runs}
     assert told["001-s1"] == "failed"
     assert told["001-s2"] == "stopped"
@@ -48,6 +54,21 @@ def test_every_state_is_told_from_the_folders(tmp_path: Path) -> None:
     assert told["004-s1"] == "finished"
     assert {run.name: run.reason for run in results.runs}["001-s1"] == "loss is nan"
     assert all(run.score is None for run in results.runs if run.name in states)
+
+
+@pytest.mark.parametrize(
+    ("host", "age", "state"),
+    [("elsewhere", 10, "running"), ("elsewhere", EXPIRES + 1, "unfinished"), (socket.gethostname(), 10, "unfinished")],
+)
+def test_a_run_of_a_killed_study_is_not_called_running(tmp_path: Path, host: str, age: float, state: str) -> None:
+    # on this machine the trainings die with the study, and nobody holds its lock; another machine's is known by its
+    # heartbeat
+    folder = write_study_folder(tmp_path / "study", states={"001-s1": "running"}, state="running")
+    status = {"state": "running", "host": host, "heartbeat": time.time() - age}
+    (folder / "runs/001-s1/status.json").write_text(json.dumps(status))
+    assert read_results(folder).runs[0].state == state
+    with lock(folder):
+        assert read_results(folder).runs[0].state == "running"
 
 
 def test_a_finished_run_without_its_score_says_so(tmp_path: Path) -> None:

@@ -141,6 +141,20 @@ def test_a_run_that_always_crashes_is_recorded_and_the_rest_go_on(tmp_path: Path
     assert sorted(state for state, _, _ in found) == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
 
 
+def test_the_seed_that_survived_teaches_the_sampler_nothing(tmp_path: Path) -> None:
+    class LosesOne(FakeExecutor):
+        def start(self, run: Run) -> None:
+            self.broken = (1e-3,) if run.name == "002-s2" else ()
+            super().start(run)
+
+    path = write_study(tmp_path, seeds=[1, 2], early_termination={"mode": "off"})
+    rows = go(path, LosesOne(room=1))
+    assert [row["state"] for row in rows] == ["finished"] * 3 + ["failed"] + ["finished"] * 2
+    assert [state for state, _, _ in trials(tmp_path / "study")] == ["COMPLETE", "FAIL", "COMPLETE"]
+    go(path)
+    assert [state for state, _, _ in trials(tmp_path / "study")] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
 def test_a_run_without_the_score_says_what_it_scored(tmp_path: Path) -> None:
     recipe = {
         "model_name_or_path": "m",

@@ -199,10 +199,10 @@ def test_a_database_that_fails_before_the_next_point_costs_no_step(
 
     ask = scheduler.Database.ask
 
-    def fail(self: scheduler.Database, point: int) -> dict[str, Any]:
+    def fail(self: scheduler.Database, point: int, draw: int) -> dict[str, Any]:
         if point > 2:
             raise OSError("gone")
-        return ask(self, point)
+        return ask(self, point, draw)
 
     space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     path = write_study(tmp_path, space=space, num_trials=3, early_termination={"mode": "off"})

@@ -74,6 +74,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"space": {"learning_rat": [1e-5]}}, "no key 'learning_rat'; did you mean 'learning_rate'?"),
     ({"space": {"seed": [1, 2]}}, "space.seed: the study decides it by seeds"),
     ({"space": {"learning_rate": 1e-5}}, "space.learning_rate: is 1e-05; give a list, or a range"),
+    ({"space": {"learning_rate": {}}}, "space.learning_rate: is {}; give a list, or a range"),
+    ({"stages": {"a": {"learning_rate": {}}}, "space": {}}, "stages.a.learning_rate: is {}; give a list, or a range"),
     ({"space": {"learning_rate": [1e-5, 1e-5]}}, "space.learning_rate: a value is listed twice"),
     ({"space": {"learning_rate": [1e-5, -1]}}, "the run with learning_rate -1: learning_rate: must be greater than 0"),
     ({"space": {"learning_rate": {"low": 1e-3, "high": 1e-5}}, "num_trials": 3}, "low must be below high"),

@@ -13,6 +13,7 @@ from sengi.cli.app import run
 from sengi.errors import RecipeError
 from sengi.presets.evidence import CONFIDENCES
 from sengi.presets.scale import PAPER_SAMPLES
+from sengi.recipe_sources import resolve_recipe
 from sengi.study import preset_file as module
 from sengi.study.preset_file import EPOCHS, PresetFile, preset_file
 from sengi.study.space import grid
@@ -48,12 +49,21 @@ class Made:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Study files without a model and without data: what counts them is told the number."""
 
-    def make(name: str, samples: int = PAPER_SAMPLES, *, model: str = "m", scale: bool = False, **recipe: Any) -> Made:
+    def make(
+        name: str,
+        samples: int = PAPER_SAMPLES,
+        *,
+        model: str = "m",
+        scale: bool = False,
+        phases_of_data: tuple[str, ...] = ("",),
+        **recipe: Any,
+    ) -> Made:
         folder = tmp_path / "model"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
         monkeypatch.setattr(module, "resolve_model", lambda model: folder)
         monkeypatch.setattr(module, "epoch_samples", lambda recipe, observer: samples)
+        monkeypatch.setattr(module, "phase_names", lambda recipe, observer: list(phases_of_data))
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps({"model_name_or_path": model, **RECIPE, **recipe}))
         return Made(preset_file(name, path, (), scale, Observer()), tmp_path)
@@ -126,11 +136,40 @@ def test_stacked_and_phased_differ_in_nothing_else(make: Any) -> None:
     assert (stacked.pop("strategy"), phased.pop("strategy")) == ("stacked", "phased")
     assert stacked == phased
     assert phased["phases"] == {"by": "response_length", "at": 0.5, "replay": 0.01}
-    # phases that the data names are taken, and those of the recipe first of all
-    data = [{"path": "a.jsonl", "phase": "a"}, {"path": "b.jsonl", "phase": "b"}]
-    assert make("stacked-vs-phased", data=data).recipes()[1]["phases"] == {"by": "phase"}
+    # those of the recipe come first of all
     own = make("stacked-vs-phased", strategy="phased", phases={"by": "difficulty", "at": 0.3})
     assert own.recipes()[1]["phases"] == {"by": "difficulty", "at": 0.3}
+
+
+@pytest.mark.parametrize("preset", ["stacked-vs-phased", "first-three"])
+@pytest.mark.parametrize(
+    ("names", "by"),
+    [
+        (("a", "b"), "phase"),
+        (("a",), "response_length"),  # one phase is stacked training
+        (("a", "b", ""), "response_length"),  # samples without a phase would end the run
+    ],
+)
+def test_phases_that_the_data_names_are_taken(make: Any, preset: str, names: tuple[str, ...], by: str) -> None:
+    assert make(preset, phases_of_data=names).request.base["phases"]["by"] == by
+
+
+def test_phases_may_be_named_by_entries_or_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENGI_CACHE", str(tmp_path / "cache"))
+    crash_harness.write_small_model(tmp_path / "model")
+    rows = [json.loads(line) for line in crash_harness.write_rows(tmp_path / "plain.jsonl", 0, 8).open()]
+    (tmp_path / "named.jsonl").write_text(
+        "".join(json.dumps({**r, "phase": "ab"[n % 2]}) + "\n" for n, r in enumerate(rows))
+    )
+
+    def names(*entries: Any) -> list[str]:
+        values = {"model_name_or_path": str(tmp_path / "model"), "data": list(entries), "output_dir": "run"}
+        return sorted(module.phase_names(resolve_recipe(values=values).recipe, Observer()))
+
+    plain, named = str(tmp_path / "plain.jsonl"), str(tmp_path / "named.jsonl")
+    assert names(named) == ["a", "b"]
+    assert names(named, {"path": plain, "phase": "c"}) == ["a", "b", "c"]
+    assert names(plain) == [""]
 
 
 def test_first_three_asks_for_batch_then_rate_then_strategy(make: Any) -> None:

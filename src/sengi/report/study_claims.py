@@ -33,13 +33,16 @@ def write_claims(folders: Sequence[Path], output: Path) -> Path:
         The file.
 
     Raises:
-        InputError: a folder is no study's.
+        InputError: a folder is no study's, or no stage of any of them has begun.
         StorageError: the file cannot be written.
     """
     for folder in folders:
         if not is_study(folder):
             raise InputError(f"{folder}: no study folder; several folders are reported together where all are studies")
     studies = [read_results(one) for folder in folders for one in stage_folders(folder)]
+    if not studies:
+        named = ", ".join(map(str, folders))
+        raise InputError(f"{named}: none of their stages has begun; 'sengi study resume FOLDER' begins them")
     table = claims_over(studies)
     parts = [f"# {escape(table.title)}", *markdown_table(table, heading=False)]
     storage.create_folder(output)

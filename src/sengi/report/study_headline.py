@@ -52,7 +52,9 @@ def headline(results: StudyResults, ranked: Sequence[RankedSetting], halves: Sel
     state = "finished" if not open_runs else "running" if any(r.state == "running" for r in open_runs) else "unfinished"
     if not ranked:
         answer = "No run has finished with a score yet, so there is no best recipe to name."
-        return Headline(state, answer, (), cost_text(results), _next(results, ranked, open_runs), _warnings(results))
+        return Headline(
+            state, answer, (), cost_text(results), _next(results, ranked, open_runs), _warnings(results, ranked)
+        )
     best = ranked[0]
     told = score_text(results)
     ends = f" (95% interval {told.score(best.score.low)} to {told.score(best.score.high)})"
@@ -62,7 +64,9 @@ def headline(results: StudyResults, ranked: Sequence[RankedSetting], halves: Sel
         f"{told.score(best.score.value)}{ends if math.isfinite(best.score.low) else ''}."
     )
     sure = _sure(results, ranked, halves)
-    return Headline(state, answer, sure, cost_text(results), _next(results, ranked, open_runs), _warnings(results))
+    return Headline(
+        state, answer, sure, cost_text(results), _next(results, ranked, open_runs), _warnings(results, ranked)
+    )
 
 
 def _sure(results: StudyResults, ranked: Sequence[RankedSetting], halves: Selection | None) -> tuple[str, ...]:
@@ -162,7 +166,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _warnings(results: StudyResults) -> tuple[str, ...]:
+def _warnings(results: StudyResults, ranked: Sequence[RankedSetting]) -> tuple[str, ...]:
     lines = []
     if failed := [run for run in results.runs if run.state == "failed"]:
         lines.append(
@@ -174,6 +178,13 @@ def _warnings(results: StudyResults) -> tuple[str, ...]:
         causes = "; ".join(f"{run.name}, {run.reason}" for run in alarmed[:NAMED])
         lines.append(
             f"{_count(len(alarmed), 'run')} stopped by an alarm and {_has(alarmed)} no final score: {causes}{more}."
+        )
+    if behind := [one for one in ranked if one.lost]:
+        named = "; ".join(f"{settings_text(one.settings)} ({_named(one.lost)})" for one in behind[:NAMED])
+        more = f"; and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
+        lines.append(
+            f"{_count(len(behind), 'setting')} lost a run and {'ranks' if len(behind) == 1 else 'rank'} behind those "
+            f"that lost none, whatever the other runs scored: {named}{more}."
         )
     if stopped := [run for run in results.runs if run.state == "stopped" and not run.by_alarm]:
         lines.append(

@@ -56,7 +56,7 @@ def settings_table(results: StudyResults, ranked: Sequence[RankedSetting]) -> Ta
 
 
 def _as_scores(against: Contrast, minimize: bool, told: ScoreText) -> str:
-    """A difference of qualities (at most 0 for all but the best) as one of scores."""
+    """A difference of qualities as one of scores."""
     value, low, high = against.value, against.low, against.high
     return told.difference_with(-value, -high, -low) if minimize else told.difference_with(value, low, high)
 

@@ -88,10 +88,10 @@ def paired_difference(
     if weights is not None:
         weight = positive_weights(weights, change)
         interval = ratio_interval(change, weight, confidence)
-        if not gained + lost and is_binary(first):  # no change among few questions proves no equality
+        if np.ptp(change) == 0 and is_binary(first) and is_binary(second):  # the same of few questions proves nothing
             alike = max(1, int(weight.sum() ** 2 / (weight**2).sum()))  # questions of equal weight that tell as much
-            ends = score_interval(alike, 0, 0, confidence)
-            interval = Interval(0.0, ends.low, ends.high, int(change.size))
+            ends = score_interval(alike, alike if gained else 0, alike if lost else 0, confidence)
+            interval = Interval(float(change[0]), ends.low, ends.high, int(change.size))
         return PairedDifference(interval, "ratio", sign_flip_p(change * weight, seed=seed), gained, lost)
     if is_binary(first) and is_binary(second):
         interval = score_interval(int(change.size), gained, lost, confidence)

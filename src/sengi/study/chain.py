@@ -171,7 +171,8 @@ def choose(stage: str, rows: Rows, objective: str, minimize: bool) -> Choice:
 
     Two points are told apart when the mean intervals of their scores do not overlap and, with two seeds or more, their
     means are further apart than the seeds of either one are. Both is stricter than a test of paired answers; the
-    report of the stage has those.
+    report of the stage has those. A point that lost a run, by a failure or an alarm, comes after those that lost none:
+    the seeds that survived are no fair sample of it.
 
     Args:
         stage: its name, for the sentence.
@@ -182,19 +183,24 @@ def choose(stage: str, rows: Rows, objective: str, minimize: bool) -> Choice:
         SengiError: no run finished.
     """
     points: dict[str, Rows] = {}
+    lost: dict[str, list[str]] = {}
     for row in rows:
         if row["score"] is not None:
             points.setdefault(settings_text(row["settings"]), []).append(row)
+        elif row["state"] == "failed" or (row["state"] == "stopped" and row["verdict"] != "stop"):  # or by an alarm
+            lost.setdefault(settings_text(row["settings"]), []).append(f"{row['name']} {row['state']}")
     if not points:
         raise SengiError(
             f"{stage}: none of its {len(rows)} runs finished, so nothing can be chosen for the next stage; see their "
             "reasons by 'sengi study status'; the same command tries them again"
         )
-    ranked = sorted(points, key=lambda text: _mean(points[text]) * (1 if minimize else -1))
+    ranked = sorted(points, key=lambda text: (text in lost, _mean(points[text]) * (1 if minimize else -1)))
     best, score = ranked[0], _mean(points[ranked[0]])
     told = f"{stage}: {best} is best, {objective} {score:.4f}{_interval_text(points[best])}"
     missing = len(rows) - sum(len(point) for point in points.values())
     left = f"; {missing} of {len(rows)} runs have no score" if missing else ""
+    behind = [f"{text} ({', '.join(lost[text])})" for text in ranked if text in lost]
+    left += f"; behind those that lost no run: {'; '.join(behind)}" if behind else ""
     settings = dict(points[best][0]["settings"])
     if len(ranked) == 1:
         return Choice(settings, score, False, f"{told}; there is no other point to compare it with{left}")

@@ -9,6 +9,9 @@ Two kinds of chance stand beside each other, and their variances are added:
   points of the study. Where no seed was repeated, the spread between blocks stands in, which also counts that a setting
   may matter more in one block than in another. With one seed and one block this part is unknown, and said to be.
 
+Where results are right or wrong, the part of the questions is never less than that of as many questions of which none
+changed (Tango's score interval): equal results of twenty questions are no certainty about all others.
+
 Degrees of freedom of the sum by Welch and Satterthwaite. Part of the interaction of seeds and questions is counted
 twice, so that intervals are rather too wide.
 """
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.statistics.differences import paired_difference
+from sengi.statistics.differences import paired_difference, score_interval
 from sengi.statistics.intervals import Interval, ratio_error, t_quantile, t_two_sided
 from sengi.statistics.power import minimal_detectable_difference
 
@@ -121,7 +124,7 @@ def contrast(
     value = float(differences.mean())
     runs = tuple(sorted(run.name for pair in pairs.values() for side in pair for run in side))
     blocks = {block: float(d) for block, d in zip(pairs, differences, strict=True)}
-    questions = _questions(list(pairs.values()))
+    questions = _questions(list(pairs.values()), confidence)
     training, source = _training(list(pairs.values()), differences, spread)
     if questions is not None and training is None and len(runs) == 2:
         return _single_pair(next(iter(pairs.values())), value, blocks, runs, confidence)
@@ -154,7 +157,7 @@ def average(runs: Sequence[Trained], spread: SeedSpread | None, confidence: floa
     nothing = [
         Trained("", run.block, run.seed, 0.0, {id_: (0.0, w) for id_, (_, w) in run.items.items()}) for run in runs
     ]
-    if (questions := _questions([(nothing, list(runs))])) is not None:
+    if (questions := _questions([(nothing, list(runs))], confidence)) is not None:
         parts.append(questions)
     if not parts:
         return Interval(value, math.nan, math.nan, len(runs))
@@ -195,14 +198,25 @@ def _training(pairs: Sequence[Pair], differences: Floats, spread: SeedSpread | N
     return None, ""
 
 
-def _questions(pairs: Sequence[Pair]) -> Estimate | None:
+def _questions(pairs: Sequence[Pair], confidence: float) -> Estimate | None:
     """Variance of the mean difference by the choice of questions; None where single results are missing."""
     table = _changes(pairs)
     if table is None or len(table[0]) < 2:
         return None
     change, weights = table
-    freedom = max(float(weights.sum() ** 2 / (weights**2).sum()) - 1, 1.0)
-    return float(ratio_error(change, weights)) ** 2, freedom
+    alike = float(weights.sum() ** 2 / (weights**2).sum())  # questions of equal weight that tell as much
+    freedom = max(alike - 1, 1.0)
+    error = float(ratio_error(change, weights))
+    if _right_or_wrong(pairs):
+        unchanged = score_interval(max(1, int(alike)), 0, 0, confidence).high
+        error = max(error, unchanged / float(t_quantile((1 + confidence) / 2, freedom)))
+    return error**2, freedom
+
+
+def _right_or_wrong(pairs: Sequence[Pair]) -> bool:
+    """Whether all single results are 0 or 1, or -1 where they were turned."""
+    values = {abs(value) for pair in pairs for side in pair for run in side for value, _ in run.items.values()}
+    return values <= {0.0, 1.0}
 
 
 def _changes(pairs: Sequence[Pair]) -> tuple[Floats, Floats] | None:
@@ -231,7 +245,9 @@ def _single_pair(
     old, new = (np.array([run.items[id_][0] for id_ in ids]) for run in (before, after))
     weights = np.array([before.items[id_][1] for id_ in ids])
     weighted = weights if np.ptp(weights) > 0 else None
-    binary = bool(np.isin(np.concatenate((old, new)), (0, 1)).all())
+    binary = _right_or_wrong([pair])
+    if binary and min(old.min(), new.min()) < 0:  # turned: the same differences of 0 and 1
+        old, new = old + 1, new + 1
     found = paired_difference(old, new, confidence, weights=weighted)
     sd = float(ratio_error(new - old, weights)) * math.sqrt(len(ids))
     alpha = 1 - confidence

@@ -149,11 +149,11 @@ class Database:
         )
         self._trials[point] = self._study.get_trials(deepcopy=False)[-1].number
 
-    def ask(self, point: int) -> dict[str, Any]:
-        """Settings that the sampler proposes for a new point: a function of the seed, the point and what is known."""
-        self._study.sampler = self._optuna.samplers.TPESampler(
-            seed=(self._file.seeds[0] * 1_000_003 + point) % 2**32, constant_liar=True
-        )
+    def ask(self, point: int, draw: int = 0) -> dict[str, Any]:
+        """Settings that the sampler proposes for a new point: a function of the seed, the point, how often it was drawn
+        before, and what is known."""
+        seed = self._file.seeds[0] * 1_000_003 + point + draw * 1_000_000_007
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
         trial = self._study.ask(self._distributions)
         trial.set_user_attr("point", point)
         self._trials[point] = trial.number

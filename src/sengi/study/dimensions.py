@@ -111,6 +111,12 @@ def trial_points(space: Space) -> list[dict[str, Any]]:
     return [{**first, key: value} for key, values in choices.items() for value in values]
 
 
+def grid_points(space: Space) -> list[dict[str, Any]]:
+    """All points of a space of lists and names, the last key moving fastest."""
+    lists = [options(values) for values in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*lists)]
+
+
 def recipe_values(space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe keys and values that a point stands for: presets below, then bundles, then single values.
 
@@ -191,7 +197,7 @@ def _check_values(values: Any, place: str) -> None:
             raise RecipeError(f"{place}: the list is empty, so the grid is; give it values or remove it")
         if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):
             raise RecipeError(f"{place}: a value is listed twice; repeat runs by seeds instead")
-    elif not isinstance(values, dict):
+    elif not isinstance(values, dict) or not values:
         raise RecipeError(f"{place}: is {values!r}; give a list, or a range as {{low: 1e-6, high: 1e-4}}")
 
 

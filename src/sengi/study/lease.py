@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from sengi import storage
-from sengi.errors import InputError
+from sengi.errors import InputError, StorageError
 from sengi.study.recording import read_mapping
 from sengi.study.space import Run
 
@@ -28,7 +31,25 @@ def holder(run: Run) -> str:
     except InputError as error:
         return str(error)
     status = read_mapping(run.folder / "status.json")
-    age = time.time() - float(status.get("heartbeat", 0))
-    if status.get("state") == "running" and status.get("host") != socket.gethostname() and age < EXPIRES:
+    if beats_elsewhere(status):
         return f"{run.folder}: {status.get('host')} trains it, or died less than {EXPIRES:.0f} seconds ago"
     return ""
+
+
+def beats_elsewhere(status: Mapping[str, Any]) -> bool:
+    """Whether a run's status.json says that another machine trains it, in these minutes."""
+    age = time.time() - float(status.get("heartbeat", 0))
+    return status.get("state") == "running" and status.get("host") != socket.gethostname() and age < EXPIRES
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock of a study folder; one that may not be opened tells nothing."""
+    if not (folder / "run.lock").exists():
+        return False
+    try:
+        with storage.lock(folder):
+            return False
+    except InputError:
+        return True
+    except StorageError:
+        return False

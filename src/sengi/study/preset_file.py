@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sengi.data.phase_split import MOST
 from sengi.errors import RecipeError
 from sengi.model.adapters import config_folder
 from sengi.model.resolve import resolve_model
@@ -18,8 +19,10 @@ from sengi.recipe_sources import ResolvedRecipe, dump_yaml, read_preset, resolve
 from sengi.study.dimensions import OWN_KEYS, Space, options
 from sengi.study.study_file import study_from
 from sengi.study.study_presets import EPOCHS, EPOCHS_REASON, LENGTH_PHASES, StudyPreset, check_preset, family
-from sengi.train.data_size import epoch_samples
+from sengi.train.data_size import DECIDE, epoch_samples
+from sengi.train.distributed import start_world
 from sengi.train.observer import Observer
+from sengi.train.setup import open_data
 
 SEEDS = [1, 2]  # one says nothing of chance; each more costs as much again
 WIDTH = 118  # characters of a comment line
@@ -64,7 +67,8 @@ def preset_file(name: str, recipe: Path, overrides: Sequence[str], scale: bool, 
     made = PresetFile("", epoch_samples(resolved.recipe, observer))
     base = _asked(resolved)
     if any("strategy" in space for space in stages.values()) and resolved.recipe.phases is None:
-        named = len({entry.phase for entry in resolved.recipe.data}) > 1
+        names = phase_names(resolved.recipe, observer)
+        named = 1 < len(names) <= MOST and "" not in names  # a sample without a phase ends a run by phases
         base |= {"strategy": "stacked", "phases": {"by": "phase"} if named else LENGTH_PHASES}
     if scale:
         stages = {stage: _scale_space(space, made) for stage, space in stages.items()}
@@ -87,6 +91,12 @@ def preset_file(name: str, recipe: Path, overrides: Sequence[str], scale: bool, 
     study_from(dict(values), dict.fromkeys(values, f"study preset {name}"), Path(f"study preset {name}"))
     made.text = _comments(preset, stages, made) + dump_yaml(values, short=True)
     return made
+
+
+def phase_names(recipe: Recipe, observer: Observer) -> list[str]:
+    """Phases that the data entries or the rows name, empty for samples without one; the store is there already."""
+    stacked = resolve_recipe(values=recipe.model_dump(mode="json", include=DECIDE))
+    return open_data(stacked, start_world(), observer, None)[1].phase_names
 
 
 def _asked(resolved: ResolvedRecipe) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class RankedSetting:
         point, settings: which.
         runs: with a score; ``others`` without one.
         score: mean over seeds with its interval, in the unit of the objective; ``n`` is the number of runs.
-        against_best: how much better it is than the best one (at most 0); None for the best.
+        against_best: how much better it is than the best one, above 0 only where it lost a run; None for the best.
         p_holm: of that, corrected for all settings; NaN where nothing tells.
         word: ``worse`` where a difference to the best was shown.
     """
@@ -49,6 +49,11 @@ class RankedSetting:
     against_best: Contrast | None
     p_holm: float = math.nan
     word: Word = "not told apart"
+
+    @property
+    def lost(self) -> tuple[RunResult, ...]:
+        """Its runs that failed or that an alarm stopped: those that survived are no fair sample of the setting."""
+        return tuple(run for run in self.others if run.lost)
 
 
 @dataclass(frozen=True)
@@ -90,26 +95,39 @@ def spread_of(results: StudyResults) -> SeedSpread | None:
 
 
 def rank_settings(results: StudyResults) -> list[RankedSetting]:
-    """All points with a score, best first, each compared with the best one."""
+    """All points with a score, best first, each compared with the best one; those that lost a run come last."""
     spread = spread_of(results)
     points: dict[int, list[RunResult]] = {}
     for run in results.runs:
         points.setdefault(run.point, []).append(run)
     scored = {point: [run for run in runs if run.score] for point, runs in points.items()}
     told = {point: [trained(results, run) for run in runs] for point, runs in scored.items() if runs}
-    order = sorted(told, key=lambda point: (-float(np.mean([run.quality for run in told[point]])), point))
+    lost = {point for point, runs in points.items() if any(run.lost for run in runs)}
+    order = sorted(told, key=lambda at: (at in lost, -float(np.mean([run.quality for run in told[at]])), at))
     ranked = []
     for point in order:
         others = tuple(run for run in points[point] if not run.score)
-        level = _turned(average(told[point], spread), results.minimize)
+        level = _level(results, scored[point], spread)
         against = None if point == order[0] else contrast(told[order[0]], told[point], spread)
         settings = points[point][0].settings
         ranked.append(RankedSetting(point, settings, tuple(scored[point]), others, level, against))
     return _corrected(ranked)
 
 
-def _turned(interval: Interval, minimize: bool) -> Interval:
-    return Interval(-interval.value, -interval.high, -interval.low, interval.n) if minimize else interval
+def _level(results: StudyResults, runs: Sequence[RunResult], spread: SeedSpread | None) -> Interval:
+    """Mean score of a point with its interval, in the unit of the objective; a share stays one."""
+    alone = runs[0].score
+    assert alone is not None
+    if len(runs) == 1 and spread is None and math.isfinite(alone.low + alone.high):
+        return Interval(alone.value, alone.low, alone.high, 1)  # made for its metric, when it was scored
+    mean = average([trained(results, run) for run in runs], spread)
+    value, low, high = mean.value, mean.low, mean.high
+    if results.minimize:
+        value, low, high = -value, -high, -low
+    single = {result for run in runs for result, _ in run.items.values()}
+    if single and single <= {0.0, 1.0}:
+        low, high = (min(max(end, 0.0), 1.0) if math.isfinite(end) else end for end in (low, high))
+    return Interval(value, low, high, mean.n)
 
 
 def _corrected(ranked: Sequence[RankedSetting]) -> list[RankedSetting]:
@@ -123,7 +141,7 @@ def _corrected(ranked: Sequence[RankedSetting]) -> list[RankedSetting]:
         else replace(
             one,
             p_holm=corrected.get(one.point, math.nan),
-            word="worse" if corrected.get(one.point, 1.0) < LEVEL else "not told apart",
+            word="worse" if one.against_best.value < 0 and corrected.get(one.point, 1.0) < LEVEL else "not told apart",
         )
         for one in ranked
     ]
@@ -161,8 +179,9 @@ def chosen_on_half(results: StudyResults, ranked: Sequence[RankedSetting]) -> Se
 
     Returns:
         Positions are those of ``ranked``; scores are turned so that higher is better. None with fewer than two settings
-        or ten questions that all runs were asked.
+        that lost no run or ten questions that all runs were asked.
     """
+    ranked = [one for one in ranked if not one.lost]  # the first ones, so that positions stay
     runs = [run for one in ranked for run in one.runs]
     shared = set.intersection(*(set(run.items) for run in runs)) if runs else set()
     if len(ranked) < 2 or len(shared) < FEWEST:

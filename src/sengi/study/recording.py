@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sengi import storage
 from sengi.errors import InputError, StorageError
-from sengi.evaluate.run_evaluations import FOLDER
+from sengi.evaluate.run_evaluations import FOLDER, TASKS, evaluation_name
 from sengi.recipe import LORA_KEYS, Recipe
 from sengi.recipe_sources import nearest
 from sengi.statistics.gradient_noise import noise_part
@@ -43,12 +43,34 @@ class Point:
     high: float
 
 
+class Step(NamedTuple):
+    """What a study keeps of a line of dynamics.jsonl, a tenth of it: runs have many, and a study many runs.
+
+    Attributes:
+        samples_seen, loss, grad_norm: as in the line.
+        noise: as in :class:`sengi.study.signals.History`.
+    """
+
+    samples_seen: int
+    loss: float
+    grad_norm: float
+    noise: float
+
+
+def step_of(record: Mapping[str, Any]) -> Step:
+    """A line of dynamics.jsonl as a study keeps it."""
+    norm = float(record["grad_norm"])
+    noise = noise_part(norm, record.get("half_grad_norm"), record.get("half_share"))
+    return Step(int(record["samples_seen"]), float(record["loss"]), norm, noise)
+
+
 class Dynamics:
     """dynamics.jsonl of a run that goes on: each line is read once, unless the file was written anew.
 
     Attributes:
         path: the file.
-        records: all whole lines at the last look.
+        steps: all whole lines at the last look.
+        last: the last of them as it was written; empty without one.
         seconds: of training that they tell.
     """
 
@@ -57,30 +79,32 @@ class Dynamics:
         self._forget()
 
     def _forget(self) -> None:
-        self.records: list[dict[str, Any]] = []
+        self.steps: list[Step] = []
+        self.last: dict[str, Any] = {}
         self.seconds = 0.0
-        self._file, self._read, self._last = -1, 0, b""
+        self._file, self._read, self._before_it = -1, 0, b""
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Step]:
         """All whole lines so far."""
         try:
             facts = self.path.stat()
         except FileNotFoundError:
-            return self.records
+            return self.steps
         if (facts.st_ino, facts.st_size) == (self._file, self._read):
-            return self.records
+            return self.steps
         if facts.st_ino != self._file or not self._goes_on():
             self._forget()
             self._file = facts.st_ino
-        new, self._read = storage.read_new_lines(self.path, self._read, len(self.records))
-        self.records += new
+        new, self._read = storage.read_new_lines(self.path, self._read, len(self.steps))
+        self.steps += map(step_of, new)
+        self.last = new[-1] if new else self.last
         self.seconds += sum(float(record["step_seconds"]) for record in new)
-        self._last = self._before(self._read)
-        return self.records
+        self._before_it = self._before(self._read)
+        return self.steps
 
     def _goes_on(self) -> bool:
         """Whether what was read last still stands there; a run that continues may write its file anew."""
-        return self._before(self._read) == self._last
+        return self._before(self._read) == self._before_it
 
     def _before(self, end: int) -> bytes:
         """Up to 256 bytes, more than a time of day and a loss, before a place in the file."""
@@ -101,7 +125,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def history(
     name: str,
     settings: str,
-    records: list[dict[str, Any]],
+    steps: Sequence[Step],
     batch: int,
     warmup_steps: int,
     stopped_at: int | None = None,
@@ -111,7 +135,7 @@ def history(
 
     Args:
         name: of the run; ``settings`` a text that runs of other seeds share.
-        records: lines of its dynamics.jsonl.
+        steps: that it took.
         batch: samples a step.
         warmup_steps: steps over which its rate rises.
         stopped_at: check at which the judge stopped it.
@@ -122,13 +146,10 @@ def history(
         settings=settings,
         batch_size=batch,
         warmup_samples=warmup_steps * batch,
-        samples_seen=tuple(int(record["samples_seen"]) for record in records),
-        loss=tuple(float(record["loss"]) for record in records),
-        grad_norm=tuple(float(record["grad_norm"]) for record in records),
-        noise=tuple(
-            noise_part(float(record["grad_norm"]), record.get("half_grad_norm"), record.get("half_share"))
-            for record in records
-        ),
+        samples_seen=tuple(step.samples_seen for step in steps),
+        loss=tuple(step.loss for step in steps),
+        grad_norm=tuple(step.grad_norm for step in steps),
+        noise=tuple(step.noise for step in steps),
         stopped_at=stopped_at,
         group=group,
     )
@@ -142,6 +163,21 @@ def group(recipe: Recipe) -> str:
     return json.dumps(recipe.model_dump(mode="json", include=set(GROUP_KEYS)), sort_keys=True)
 
 
+def own_evaluations(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The evaluations of a run, by file name, without those of other suites of tasks than its own.
+
+    ``sengi eval RUN`` may score any suite in a run folder, and a task of the same name there may be another one. The
+    run's own suite is the one that scored its base model; where that is not there, the first one of each step.
+    """
+    base = read_mapping(folder / FOLDER / f"{evaluation_name(0, TASKS)}.json").get("data")
+    for path in sorted((folder / FOLDER).glob("step-*.json")):
+        content = read_mapping(path)
+        kind = path.stem.split("-", 2)[-1]
+        suite = kind.partition("-")[0] == TASKS
+        if not suite or (kind == TASKS if base is None else content.get("data") == base):
+            yield path, content
+
+
 def objective_points(folder: Path, objective: str) -> list[Point]:
     """The objective at every evaluation of a run, by rising samples seen.
 
@@ -151,8 +187,7 @@ def objective_points(folder: Path, objective: str) -> list[Point]:
     """
     task, metric = parts(objective)
     points: dict[int, Point] = {}
-    for path in sorted((folder / FOLDER).glob("step-*.json")) if (folder / FOLDER).is_dir() else []:
-        content = read_mapping(path)
+    for _, content in own_evaluations(folder):
         for row in content.get("scores", []):
             if (row["task"], row["metric"], row["group"]) == (task, metric, "all") and row["value"] is not None:
                 value, low, high = (
@@ -171,9 +206,10 @@ def final_score(folder: Path, objective: str) -> Point:
     """
     points = objective_points(folder, objective)
     records = storage.read_lines(folder / "dynamics.jsonl")
-    if not points or not records or points[-1].samples_seen < int(records[-1]["samples_seen"]):
-        scored = ", ".join(sorted(_scores(folder))) or "nothing"
-        raise StorageError(f"{folder}: has no score of '{objective}' after its last step; it scored {scored}")
+    end = int(records[-1]["samples_seen"]) if records else 0
+    if not points or not records or points[-1].samples_seen < end:
+        scored = ", ".join(sorted(_scores(folder, end))) or "nothing"
+        raise StorageError(f"{folder}: has no score of '{objective}' after its last step; it scored {scored} there")
     return points[-1]
 
 
@@ -209,12 +245,18 @@ def has_objective(folder: Path, objective: str, kinds: Sequence[str]) -> bool:
     return True
 
 
-def _scores(folder: Path) -> set[str]:
-    return {_name(row) for row in _rows(folder)}
+def _scores(folder: Path, after: int = 0) -> set[str]:
+    """Names of the scores that a run has after so many samples or more."""
+    return {_name(row) for row in _rows(folder, after)}
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in (folder / FOLDER).glob("step-*.json") for row in read_mapping(path).get("scores", [])]
+def _rows(folder: Path, after: int = 0) -> list[dict[str, Any]]:
+    return [
+        row
+        for _, content in own_evaluations(folder)
+        if int(content.get("samples_seen", 0)) >= after
+        for row in content.get("scores", [])
+    ]
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from sengi.errors import InputError
 from sengi.recipe_sources import resolve_recipe
 from sengi.study.findings import Correlation, correlations, sentences
 from sengi.study.judge import JudgeSettings
-from sengi.study.recording import final_score, group, history, objective_points, read_mapping
+from sengi.study.recording import final_score, group, history, objective_points, read_mapping, step_of
 from sengi.study.replay import Outcome, Recording, replay
 from sengi.study.scheduler import REQUEST
 from sengi.study.space import known_points, runs_of, settings_text
@@ -99,7 +99,8 @@ def read_recordings(request: StudyRequest, folder: Path) -> tuple[list[Recording
             warmup = recipe.warmup_count(int(recipe.max_steps or 0))
             records = storage.read_lines(run.folder / "dynamics.jsonl")
             batch = recipe.effective_batch_size
-            told = history(run.name, settings_text(settings), records, batch, warmup, group=group(recipe))
+            steps = [step_of(record) for record in records]
+            told = history(run.name, settings_text(settings), steps, batch, warmup, group=group(recipe))
             recordings.append(Recording(told, (*points, score)))
     return recordings, left_out
 

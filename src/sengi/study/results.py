@@ -1,6 +1,7 @@
 """A study folder as the report and the claims read it: every run with its settings, state, curves and single results.
 
-Nothing is written here. The run folders are the truth; study.json only says which runs were at work last.
+No result is written here. The run folders are the truth; study.json only says which runs were at work last, and the
+locks whether anybody still is.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 from sengi import storage
 from sengi.errors import DataError, InputError, RecipeError
-from sengi.evaluate.run_evaluations import FOLDER
 from sengi.evaluate.saved_samples import SavedSamples, load_samples
 from sengi.recipe_sources import resolve_recipe
 from sengi.study.judge import JudgeSettings
+from sengi.study.lease import at_work, beats_elsewhere
 from sengi.study.objective import parts
-from sengi.study.recording import Point, group, history, objective_points, read_mapping
+from sengi.study.recording import Point, group, history, objective_points, own_evaluations, read_mapping, step_of
 from sengi.study.replay import Recording
 from sengi.study.replay_study import judge_settings
 from sengi.study.scheduler import REQUEST, SUMMARY
@@ -30,6 +31,7 @@ from sengi.study.verdicts import last_words
 from sengi.study.watched import OUTCOME
 
 MATCHES = 1e-6  # a group's score is recognised by its value; results files keep all digits
+AT_WORK = ("running", "stopping")  # states in study.json
 Items = dict[str, tuple[float, float]]  # question -> (result, weight)
 
 
@@ -78,6 +80,11 @@ class RunResult:
     def samples_seen(self) -> int:
         """Samples it trained on."""
         return self.history.samples_seen[-1] if self.history.samples_seen else 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed or an alarm stopped it."""
+        return self.state == "failed" or self.by_alarm
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -150,12 +157,13 @@ def read_results(folder: Path) -> StudyResults:
     file, summary = request.file, read_mapping(folder / SUMMARY)
     rows = summary.get("runs")
     listed = {row["name"]: row for row in rows} if isinstance(rows, list) else {}
+    alive = any(row.get("state") in AT_WORK for row in listed.values()) and at_work(folder)
     verdicts = storage.read_lines(folder / VERDICTS)
     runs = []
     for point, settings in sorted(_points(file, folder).items()):
         for run in runs_of(file, point, settings, folder):
             said = tuple(line for line in verdicts if line["run"] == run.name)
-            runs.append(_read_run(run, request, said, listed.get(run.name, {})))
+            runs.append(_read_run(run, request, said, listed.get(run.name, {}), alive))
     return StudyResults(
         folder=folder,
         objective=file.objective,
@@ -180,16 +188,16 @@ def _points(file: StudyFile, folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def _read_run(
-    run: Run, request: StudyRequest, verdicts: Sequence[dict[str, Any]], listed: Mapping[str, Any]
+    run: Run, request: StudyRequest, verdicts: Sequence[dict[str, Any]], listed: Mapping[str, Any], alive: bool
 ) -> RunResult:
-    """One run; ``listed`` is its row in study.json."""
+    """One run; ``listed`` is its row in study.json, ``alive`` whether a process of this machine works on the study."""
     objective = request.file.objective
     values = read_mapping(run.request) or request.run_values(run.settings, run.seed, run.folder)
     recipe = resolve_recipe(values=values).recipe
     records = storage.read_lines(run.folder / "dynamics.jsonl")
     outcome, status = read_mapping(run.folder / OUTCOME), read_mapping(run.folder / "status.json")
     points = objective_points(run.folder, objective)
-    state, reason = _state(outcome, status, listed, bool(records))
+    state, reason = _state(outcome, status, listed, bool(records), alive)
     seen = int(records[-1]["samples_seen"]) if records else 0
     scored = state == "finished" and bool(points) and points[-1].samples_seen >= seen and bool(records)
     if state == "finished" and not scored:
@@ -208,7 +216,7 @@ def _read_run(
         history=history(
             run.name,
             settings_text(run.settings),
-            records,
+            [step_of(record) for record in records],
             recipe.effective_batch_size,
             warmup,
             group=group(recipe),
@@ -227,13 +235,13 @@ def _read_run(
 
 
 def _state(
-    outcome: Mapping[str, Any], status: Mapping[str, Any], listed: Mapping[str, Any], begun: bool
+    outcome: Mapping[str, Any], status: Mapping[str, Any], listed: Mapping[str, Any], begun: bool, alive: bool
 ) -> tuple[str, str]:
     if outcome.get("state") in ("finished", "stopped", "failed"):
         return str(outcome["state"]), str(outcome.get("reason", ""))
     if status.get("state") == "finished":
         return "finished", ""
-    if listed.get("state") in ("running", "stopping"):
+    if listed.get("state") in AT_WORK and (alive or beats_elsewhere(status)):  # a killed study left its table as it was
         return "running", ""
     waits = str(listed.get("reason", "")) if listed.get("state") == "waiting" else ""
     return ("unfinished" if begun else "waiting"), waits
@@ -259,12 +267,12 @@ def read_items(folder: Path, objective: str, point: Point) -> Items:
         point: the score.
     """
     task, metric = parts(objective)
-    for path in sorted((folder / FOLDER).glob("step-*.items.jsonl")):
-        scores = path.with_name(path.name.removesuffix(".items.jsonl") + ".json")
-        if int(read_mapping(scores).get("samples_seen", -1)) != point.samples_seen:
+    for path, content in own_evaluations(folder):
+        items_file = path.with_name(f"{path.stem}.items.jsonl")
+        if int(content.get("samples_seen", -1)) != point.samples_seen or not items_file.exists():
             continue
         try:
-            saved = load_samples(path)
+            saved = load_samples(items_file)
         except (DataError, RecipeError):
             continue
         for items in _candidates(saved, task, metric):

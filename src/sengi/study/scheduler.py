@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sengi import storage
-from sengi.errors import InputError, SengiError, StoppedByRequest
+from sengi.errors import InputError, RecipeError, SengiError, StoppedByRequest
 from sengi.recipe_sources import read_yaml
 from sengi.study.database import Database, Result
 from sengi.study.executor import executor_for
@@ -29,6 +29,7 @@ from sengi.study.watched import State, Watched
 from sengi.train.stopping import StopRequest
 
 POLL = 0.5  # seconds between looks at the runs
+DRAWS = 50  # of a point of a search, until its settings make a valid recipe
 REQUEST, SUMMARY, STOP = "request.json", "study.json", "stop.json"
 Rows = list[dict[str, Any]]
 
@@ -73,11 +74,12 @@ def run_study(
         storage.sweep(folder)
         check_same_study(folder, request)
         database = Database(request.file, folder)
-        storage.write_file(folder / REQUEST, request.to_json())
         log = VerdictLog(folder)
         stack.callback(log.close)
+        scheduler = Scheduler(request, observer or StudyObserver(), executor, database, log, stop)
+        storage.write_file(folder / REQUEST, request.to_json())  # a study that cannot begin binds its folder to nothing
         stop.patient = True
-        return Scheduler(request, observer or StudyObserver(), executor, database, log, stop).run()
+        return scheduler.run()
 
 
 def check_same_study(folder: Path, request: StudyRequest) -> None:
@@ -136,14 +138,26 @@ class Scheduler:
         )
 
     def run(self) -> Rows:
-        """Work until every run ended.
+        """Work until every run ended. Whatever ends it before, all trainings save their state first: they would die
+        with this process and lose what they did since their last checkpoint.
 
         Raises:
-            StoppedByRequest: asked to stop; all trainings saved their state.
-            SengiError: the database failed where the next point depends on it; all trainings saved their state.
+            StoppedByRequest: asked to stop.
+            SengiError: the database failed where the next point depends on it, no valid point was found, or the
+                objective is no score of the runs.
         """
+        try:
+            return self._work()
+        except SengiError:
+            if not self._saving:
+                self._save_all()
+            raise
+
+    def _work(self) -> Rows:
         while True:
             self._judge()
+            for watched in self.runs.values():
+                watched.check_objective()
             self._collect()
             self._keep_survivors()
             if not self._asked_to_stop():
@@ -163,8 +177,9 @@ class Scheduler:
         )
 
     def _add_point(self, point: int, settings: dict[str, Any]) -> None:
-        for run in runs_of(self.file, point, settings, self.folder):
-            recipe = self.request.run_values(settings, run.seed, run.folder)
+        runs = runs_of(self.file, point, settings, self.folder)
+        recipes = [self.request.run_values(settings, run.seed, run.folder) for run in runs]  # first: one may be refused
+        for run, recipe in zip(runs, recipes, strict=True):
             watched = self.runs[run.name] = Watched(run, recipe, self.file.objective)
             word = self.log.newest.get(run.name)
             may_stop = self.settings is not None and self.settings.mode == "terminate"
@@ -187,17 +202,31 @@ class Scheduler:
         """Ask the sampler for another point, where there is one to ask for."""
         if not self._to_come:
             return False
-        number = self._asked_for + 1
+        number, refusal = self._asked_for + 1, ""
+        for draw in range(DRAWS):
+            settings = self._ask(number, draw)
+            try:
+                self._add_point(number, settings)
+            except RecipeError as error:
+                refusal = str(error)
+                self._index(lambda: self.database.tell(number, Result("fail")))
+                continue
+            if refusal:
+                self.observer.message(f"point {number} was drawn {draw + 1} times; refused last: {refusal}")
+            return True
+        raise RecipeError(
+            f"space: none of {DRAWS} draws for point {number} makes a valid recipe, the last one because of {refusal}; "
+            "begin a study without such combinations in another output_dir"
+        )
+
+    def _ask(self, number: int, draw: int) -> dict[str, Any]:
         try:
-            settings = self.database.ask(number)
+            return self.database.ask(number, draw)
         except Exception as error:  # every driver has its own
-            self._save_all()  # they would die with this process and lose what they did since their last checkpoint
             raise SengiError(
                 f"storage: the database failed when it was asked for point {number} ({type(error).__name__}); mend it "
                 "and run the same command again: every run continues"
             ) from error
-        self._add_point(number, settings)
-        return True
 
     def _start(self) -> None:
         """Fill the executor with runs, in order; of those that begin at once, one builds the token store of all."""
@@ -227,9 +256,7 @@ class Scheduler:
         self.executor.start(run)
 
     def _collect(self) -> None:
-        """Note which trainings ended and how; all of them end where the objective is none of their scores."""
-        for watched in self.runs.values():
-            watched.check_objective()
+        """Note which trainings ended and how."""
         for name, ended in self.executor.ended().items():
             watched = self.runs[name]
             watched.end(ended.code, ended.cause, self._asked_to_stop())
@@ -242,12 +269,13 @@ class Scheduler:
                 self._index(lambda point=point, result=result: self.database.tell(point, result))  # type: ignore[misc]
 
     def _result(self, point: int) -> Result | None:
-        """How a point ended, once all its runs did: the mean over the seeds that finished."""
+        """How a point ended, once all its runs did: the mean over the seeds that finished; without a score where a run
+        was lost, since the seed that survived would teach the sampler that these settings are good."""
         runs = [watched for watched in self.runs.values() if watched.run.point == point]
         if not all(watched.ended for watched in runs):
             return None
         scores = [watched.score.value for watched in runs if watched.score is not None]
-        if scores:
+        if scores and not any(watched.lost for watched in runs):
             return Result("complete", sum(scores) / len(scores))
         return Result("pruned" if any(watched.state == "stopped" for watched in runs) else "fail")
 

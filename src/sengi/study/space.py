@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sengi.study.dimensions import Space, options
+from sengi.study.dimensions import Space, grid_points
 from sengi.study.study_file import StudyFile
 
 RUNS = "runs"  # folder of the run folders
@@ -42,9 +41,8 @@ class Run:
 
 
 def grid(file: StudyFile) -> list[dict[str, Any]]:
-    """All points of a grid, the last key moving fastest."""
-    lists = [options(values) for values in file.space.values()]
-    return [dict(zip(file.space, values, strict=True)) for values in itertools.product(*lists)]
+    """All points of a grid."""
+    return grid_points(file.space)
 
 
 def runs_of(file: StudyFile, point: int, settings: dict[str, Any], folder: Path) -> list[Run]:

@@ -20,6 +20,7 @@ from sengi.study.dimensions import (
     Space,
     check_phases,
     check_spaces,
+    grid_points,
     is_searched,
     recipe_values,
     settle_ranges,
@@ -257,7 +258,8 @@ def study_from(values: dict[str, Any], places: Mapping[str, str], path: Path) ->
 
 
 def check_points(request: StudyRequest) -> None:
-    """Make the recipes of a study, so that a value that no recipe takes is found now and not in run 17.
+    """Make the recipes of a study, so that what no recipe takes is found now and not in run 17: all of a grid; of a
+    search every value and end, whose combinations are too many.
 
     Raises:
         RecipeError: naming the settings and what is wrong with them.
@@ -267,7 +269,9 @@ def check_points(request: StudyRequest) -> None:
         stage = StudyRequest(file.model_copy(update={"space": space, "stages": {}}), base)
         check_points(stage)
         base = {**base, **recipe_values(space, trial_points(space)[0])}  # as good as any, before the stage has run
-    for settings in trial_points(file.space):
+    if file.stages:
+        return
+    for settings in trial_points(file.space) if is_searched(file.space) else grid_points(file.space):
         request.run_values(settings, file.seeds[0], request.folder)
 
 

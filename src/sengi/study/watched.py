@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 from dataclasses import dataclass, field
@@ -68,8 +69,8 @@ class Watched:
     @property
     def samples_seen(self) -> int:
         """Samples it trained on."""
-        records = self.dynamics.read()
-        return int(records[-1]["samples_seen"]) if records else 0
+        steps = self.dynamics.read()
+        return steps[-1].samples_seen if steps else 0
 
     def _restore(self) -> None:
         """The state that an earlier session left; a failed run is tried again, an unfinished one continues."""
@@ -78,7 +79,9 @@ class Watched:
             self.state, self.reason = "stopped", str(outcome.get("reason", ""))
             self.stopped_at = outcome.get("check")
         elif self._status().get("state") == "finished":  # perhaps the study was killed before it could note that
-            self.finish()
+            with contextlib.suppress(StorageError):  # its last evaluation failed: 'sengi train' makes up for it
+                self.score = final_score(self.run.folder, self.objective)
+                self._conclude("finished", "")
         elif alarm := self._alarm():
             self._conclude("stopped", alarm.sentence)
 
@@ -143,7 +146,8 @@ class Watched:
         try:
             self.score = final_score(self.run.folder, self.objective)
         except StorageError as error:
-            self._conclude("failed", str(error))
+            why = self._status().get("reason")  # of an evaluation that failed, after which training goes on
+            self._conclude("failed", f"{error}; {why}" if why else str(error))
             return
         self._conclude("finished", "")
 
@@ -156,8 +160,8 @@ class Watched:
     def history(self) -> History:
         """What the judge sees of it."""
         text = settings_text(self.run.settings)
-        records = self.dynamics.read()
-        return history(self.run.name, text, records, self._batch, self._warmup, self.stopped_at, self._group)
+        steps = self.dynamics.read()
+        return history(self.run.name, text, steps, self._batch, self._warmup, self.stopped_at, self._group)
 
     def row(self, verdict: Word | None) -> dict[str, Any]:
         """Its entry in study.json.
@@ -165,9 +169,8 @@ class Watched:
         Args:
             verdict: the judge's last word on it.
         """
-        records = self.dynamics.read()
-        last = records[-1] if records else {}
-        score = self.score
+        self.dynamics.read()
+        last, score = self.dynamics.last, self.score
         interval = [score.low, score.high] if score is not None and math.isfinite(score.low + score.high) else None
         return {
             "name": self.run.name,
