@@ -16,6 +16,7 @@ from sengi.evaluate.checkpoints import evaluate_run
 from sengi.evaluate.run_evaluations import read_tasks
 from sengi.evaluate.suite import Suite, fingerprint
 from sengi.evaluation import Evaluation
+from sengi.model.load import load_model
 
 
 def publish(run: Path, step: int, source: Path) -> None:
@@ -147,6 +148,31 @@ def test_a_corrupt_checkpoint_is_left_out_aloud(run: Path, suite: Suite, scored:
     assert "content changed" in result.notes[0]
 
 
+def write_broken(folder: Path) -> Path:
+    """A model that gives NaN, as after a run that broke."""
+    model = load_model(write_tiny_folder(folder))
+    model.get_parameter("model.norm.weight").data[:] = float("nan")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_of_nan_is_left_out_aloud(run: Path, suite: Suite, scored: list[str], tmp_path: Path) -> None:
+    publish(run, 15, write_broken(tmp_path / "broken"))
+    result = evaluate_run(run, suite)
+    assert (scored[2], result.steps) == ("checkpoint-15", [0, 10, 20])
+    [note] = result.notes
+    assert note.startswith("step 15 is left out: ")
+    assert "are NaN or infinite, so its scores would mean nothing" in note
+
+
+def test_a_base_model_of_nan_is_left_out_aloud(run: Path, suite: Suite, tmp_path: Path) -> None:
+    recipe = json.loads((run / "recipe.yaml").read_text()) | {"model_name_or_path": str(write_broken(tmp_path / "b"))}
+    (run / "recipe.yaml").write_text(json.dumps(recipe))
+    result = evaluate_run(run, suite)
+    assert result.steps == [10, 20]
+    assert result.notes[0].startswith("the base model is left out: ")
+
+
 def test_a_base_model_that_moved_away_is_left_out_aloud(run: Path, suite: Suite) -> None:
     recipe = json.loads((run / "recipe.yaml").read_text())
     (run / "recipe.yaml").write_text(json.dumps(recipe | {"model_name_or_path": "/nowhere/model"}))
@@ -204,13 +230,16 @@ def test_groups_are_known_with_their_tasks(run: Path, suite: Suite, monkeypatch:
 
     def grouped(model: Path, *arguments: Any, **options: Any) -> Evaluation:
         found = evaluate(model, *arguments, **options)
-        found.results = {"group_subtasks": {"both": ["own"]}}
+        found.results = {"group_subtasks": {"both": ["own"], "own": []}}
+        found.scores.append(found.scores[0] | {"task": "both"})
         return found
 
     monkeypatch.setattr(checkpoints, "evaluate", grouped)
-    members = evaluate_run(run, suite).members
-    assert members["both"] == ["own"]
-    assert "mmlu" in members["open_llm_leaderboard_v1"]
+    result = evaluate_run(run, suite, select="both")
+    assert result.members["both"] == ["own"]
+    assert "mmlu" in result.members["open_llm_leaderboard_v1"]
+    assert result.selected.uncorrected == ""  # of the questions of its task
+    assert result.selected.best == result.lines[0].best
 
 
 def test_an_unknown_score_names_the_nearest(run: Path, suite: Suite) -> None:

@@ -207,6 +207,16 @@ def test_nothing_in_common_and_a_single_evaluation_are_refused(tmp_path):
         compare([a])
 
 
+def test_four_marks_have_no_interval_and_no_verdict(tmp_path):
+    files = []
+    for name, marks in (("a", [1.0, 2.0, 3.0, 4.0]), ("b", [6.5, 7.0, 8.0, 9.0])):
+        lines = [item("own", str(k), "score", mark) for k, mark in enumerate(marks)]
+        files.append(write_lines(tmp_path / f"{name}/step-00000001.items.jsonl", lines))
+    (row,) = compare([load_samples(file) for file in files]).rows
+    assert math.isnan(row.paired.difference.low)
+    assert (row.verdict, row.paired.p_value) == ("no difference shown", 0.125)
+
+
 def test_one_question_has_no_interval_and_no_spread(tmp_path):
     files = [
         write_lines(tmp_path / f"{name}/step-00000001.items.jsonl", [item("own", "0", "score", value)])

@@ -103,7 +103,7 @@ def test_questions_with_several_instructions_weigh_by_them(tmp_path: Path) -> No
     items = {100: by_task(read_results(read_tasks(run, A)[100]))}
     share = sum(map(sum, truths)) / sum(map(len, truths))
     point = Point(100, 800, share, share, share, 30, True)
-    assert score_line("ifeval", "inst_level_strict_acc", "all", [point], items).uncorrected == ""
+    assert score_line("ifeval", "inst_level_strict_acc", "all", [point], items, {}).uncorrected == ""
     assert compared(run, run).rows[0].before == pytest.approx(share)
     assert compared(run, run).rows == compared(samples_folder, samples_folder).rows
 

@@ -40,7 +40,7 @@ RIGHT: Right = {
 
 
 def test_the_best_checkpoint_and_the_samples_to_it() -> None:
-    line = score_line("own", "acc", "all", points(RIGHT), items(RIGHT))
+    line = score_line("own", "acc", "all", points(RIGHT), items(RIGHT), {})
     assert line.name == "own/acc"
     assert line.base is not None
     assert line.base.value == 0.1
@@ -71,7 +71,9 @@ def test_lower_is_better_and_weights_count() -> None:
         for step, row in losses.items()
     }
     means = {step: float(np.average(row, weights=[1, 4] * 10)) for step, row in losses.items()}
-    line = score_line("heldout_x", "loss", "all", [Point(s, s, m, m, m, 20, False) for s, m in means.items()], weighted)
+    line = score_line(
+        "heldout_x", "loss", "all", [Point(s, s, m, m, m, 20, False) for s, m in means.items()], weighted, {}
+    )
     assert not line.higher_is_better
     assert line.uncorrected == ""
     assert line.naive is not None
@@ -91,7 +93,7 @@ def test_lower_is_better_and_weights_count() -> None:
     ids=["no items", "items of other questions", "few questions"],
 )
 def test_without_questions_the_naive_best_stands_alone_and_says_why(right: Right, given: Any, why: str) -> None:
-    line = score_line("own", "acc", "all", points(right), given)
+    line = score_line("own", "acc", "all", points(right), given, {})
     assert line.naive is not None
     assert (line.best, line.swapped, line.within_noise) == (None, None, None)
     assert why in line.uncorrected
@@ -99,19 +101,23 @@ def test_without_questions_the_naive_best_stands_alone_and_says_why(right: Right
 
 # A group has no questions of its own: those of its tasks are its score where tasks weigh by their size.
 def test_a_group_is_pooled_where_its_tasks_make_it_up() -> None:
+    # mmlu_stem's tasks are not named after it, and one that is belongs to another group
     pooled = {
         step: {
-            "mmlu_a": items({step: row[:10]}, "mmlu_a")[step]["mmlu_a"],
-            "mmlu_b": items({step: row[10:]}, "mmlu_b")[step]["mmlu_b"],
-            "arc": items({step: row}, "arc")[step]["arc"],
+            "mmlu_algebra": items({step: row[:10]}, "mmlu_algebra")[step]["mmlu_algebra"],
+            "mmlu_physics": items({step: row[10:]}, "mmlu_physics")[step]["mmlu_physics"],
+            "mmlu_stem_de": items({step: row}, "mmlu_stem_de")[step]["mmlu_stem_de"],
         }
         for step, row in RIGHT.items()
     }
-    assert score_line("mmlu", "acc", "all", points(RIGHT), pooled).uncorrected == ""
+    parts = {"mmlu_stem": ["mmlu_algebra", "mmlu_physics"], "mmlu": ["mmlu_stem"], "german": ["mmlu_stem_de"]}
+    for group in ("mmlu_stem", "mmlu"):
+        line = score_line(group, "acc", "all", points(RIGHT), pooled, parts)
+        assert (line.uncorrected, line.best is not None) == ("", True)
     equal = [  # the plain mean of the two tasks is another number
         Point(step, step, (np.mean(row[:10]) + np.mean(row[10:])) / 2, 0, 1, 40, True) for step, row in RIGHT.items()
     ]
-    assert "no mean" in score_line("mmlu", "acc", "all", equal, pooled).uncorrected
+    assert "no mean" in score_line("mmlu", "acc", "all", equal, pooled, parts).uncorrected
 
 
 def test_parts_of_the_questions_and_the_second_way_to_count() -> None:
@@ -120,23 +126,23 @@ def test_parts_of_the_questions_and_the_second_way_to_count() -> None:
         for number, item in enumerate(part["own"]):
             item |= {"group": "taught" if number < 20 else "control", "correct_sum": 1 - item["correct"]}
     taught = {step: row[:20] for step, row in RIGHT.items()}
-    line = score_line("own", "accuracy", "group=taught", points(taught), marked)
+    line = score_line("own", "accuracy", "group=taught", points(taught), marked, {})
     assert (line.uncorrected, line.name) == ("", "own/accuracy/group=taught")
     by_sum = {step: [1 - value for value in row] for step, row in RIGHT.items()}
-    line = score_line("own", "accuracy_sum", "all", points(by_sum), marked)
+    line = score_line("own", "accuracy_sum", "all", points(by_sum), marked, {})
     assert line.uncorrected == ""
     assert line.naive is not None
     assert line.naive.step == 2
 
 
 def test_nothing_but_the_base_is_no_choice() -> None:
-    line = score_line("own", "acc", "all", points({0: [1.0] * 20}), {})
+    line = score_line("own", "acc", "all", points({0: [1.0] * 20}), {}, {})
     assert (line.naive, line.best, line.uncorrected) == (None, None, "no checkpoint is scored")
 
 
 def test_scores_that_are_no_numbers_are_left_out() -> None:
     broken = [Point(1, 1, math.nan, math.nan, math.nan, 20, True), *points(RIGHT)]
-    line = score_line("own", "acc", "all", broken, items(RIGHT))
+    line = score_line("own", "acc", "all", broken, items(RIGHT), {})
     assert [point.step for point in line.points] == [2, 4, 8]
 
 
@@ -148,7 +154,7 @@ def test_the_best_is_by_the_direction_that_the_score_carries() -> None:
 
     evaluations = {step: evaluation(step, value) for step, value in ((1, 0.875), (2, 0.125), (3, 0.5))}
     [(key, points)] = timelines(evaluations).items()
-    line = score_line(*key, points, {})
+    line = score_line(*key, points, {}, {})
     assert not line.higher_is_better
     assert line.naive is not None
     assert line.naive.step == 2

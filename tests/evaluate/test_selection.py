@@ -86,6 +86,12 @@ def test_samples_to_peak_is_the_earliest_best():
     assert samples_to_peak([10, 20, 30], [2.0, 1.5, 1.7], higher_is_better=False).samples == 20
 
 
+def test_few_questions_show_no_checkpoint_to_be_worse():
+    # Four marks have no interval: the first checkpoint is as good as the best, for all that they tell.
+    peak = samples_to_peak([1, 2], [1.0, 3.0], results=[[0.5, 1.0, 1.5, 1.0], [2.5, 3.0, 3.5, 3.0]])
+    assert (peak.checkpoint, peak.within_noise) == (1, 0)
+
+
 def test_the_first_checkpoint_within_noise_of_the_best():
     # 0.2 is clearly below; 0.60, 0.61 and 0.62 differ by a question or two of 100.
     right = [20, 60, 61, 62]

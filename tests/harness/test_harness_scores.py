@@ -104,8 +104,8 @@ def test_interval_of_a_group_holds_its_score(tasks: list[tuple[int, float]]) -> 
 
 def test_shares_are_wilsons_and_means_are_not() -> None:
     assert metric_interval("acc", [1, 1, 0, 1], mean, 0.75) == wilson_interval(3, 4)
-    interval = metric_interval("acc", [0.2, 0.4, 0.9, 0.1], mean, 0.4)
-    assert interval.n == 4
+    interval = metric_interval("acc", [0.2, 0.4, 0.9, 0.1, 0.4], mean, 0.4)
+    assert interval.n == 5
     assert 0.0 < interval.low < 0.4 < interval.high < 1.0
 
 
@@ -119,10 +119,15 @@ def test_metrics_that_are_no_mean_are_resampled_through_their_aggregation() -> N
     interval = metric_interval("inst_level_strict_acc", values, flat, flat(values))
     assert interval.n == 40
     assert 0.4 < interval.low < interval.value < interval.high < 0.9
-    # Perplexity: pairs, exp of a ratio. One text alone cannot tell its spread.
-    one = metric_interval("word_perplexity", [(-3.0, 2)], lambda pairs: math.exp(1.5), math.exp(1.5))
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
+
+    # Perplexity: pairs, exp of a ratio. Few texts cannot tell their spread.
+    def perplexity(pairs: Any) -> float:
+        return math.exp(-sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs))
+
+    texts = [(-3.0, 2), (-4.0, 2), (-2.0, 3), (-9.0, 4), (-1.0, 2)]
+    for count in (1, 4, 5):
+        few = metric_interval("word_perplexity", texts[:count], perplexity, perplexity(texts[:count]))
+        assert (math.isnan(few.low), math.isnan(few.high)) == (count < 5, count < 5)
 
 
 def test_an_unknown_spread_stays_unknown_in_the_group() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.harness.requests import plain_loglikelihood, scored
-from tests.model.tiny_folder import write_tiny_folder
+from tests.harness.requests import plain_loglikelihood, scored, written
+from tests.model.tiny_folder import tiny_model, tiny_tokenizer, write_tiny_folder
 
 from sengi.errors import ModelError
 from sengi.harness.lm import SengiLM
+from sengi.harness.loading import load_for_scoring
+from sengi.inference.generation import Generator
+from sengi.inference.loglikelihood import Scorer
 from sengi.model.load import load_model
+from sengi.model.tokenizer_files import save_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,57 @@ def test_an_adapter_scores_as_in_peft(base: Path, adapter: Path, tmp_path: Path)
         scored(("The capital of", " France"))
     )
     assert abs(alone - total) > 1e-3
+
+
+@pytest.fixture
+def small_change(tmp_path: Path) -> Path:
+    """An adapter on a base in bfloat16, most of whose changes are below half a unit in the last place of a weight."""
+    peft = pytest.importorskip("peft")
+    tokenizer = tiny_tokenizer()
+    base = tiny_model(len(tokenizer)).to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    save_tokenizer(tokenizer, tmp_path / "base")
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:
+            parameter.data *= 1e-3
+    adapted.save_pretrained(tmp_path / "small")
+    path = tmp_path / "small" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
+    return tmp_path / "small"
+
+
+# On a GPU models are benchmarked in the type they are stored in: the sum with a small change would round it away.
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_adapter_is_not_rounded_away(dtype: str, small_change: Path) -> None:
+    loaded = load_for_scoring(small_change, dtype=dtype, device="cpu").model
+    assert loaded.dtype == getattr(torch, dtype)
+    ids = torch.arange(5, 200)[None]
+    with torch.no_grad():
+        merged, alone = (
+            load_model(f, dtype=torch.float32)(ids).logits for f in (small_change, small_change / "../base")
+        )
+        found = copy.deepcopy(loaded).float()(ids).logits  # its weights, without the rounding of its arithmetic
+    assert (found - merged).norm() < 1e-3 * (alone - merged).norm()
+
+
+def test_an_adapter_beside_its_base_shares_what_a_merged_one_shares(small_change: Path, tmp_path: Path) -> None:
+    options = {"device": "cpu", "cache": tmp_path / "cache", "progress": quiet}
+    loaded = load_for_scoring(small_change, dtype="bfloat16", device="cpu")
+    assert Scorer(loaded.model).shares_prefixes
+    assert Generator(loaded.model, loaded.tokenizer).shares_steps
+    lm = SengiLM(small_change, dtype="bfloat16", **options)
+    requests = scored(("The capital of", " France"), ("The capital of", " Italy"))
+    found = [total for total, _ in lm.loglikelihood(requests)]
+    exact = [total for total, _ in SengiLM(small_change, **options).loglikelihood(requests)]
+    assert found == pytest.approx(exact, rel=0.02)
+    assert len(lm.generate_until(written("The capital of", "The capital", until=["\n"], max_gen_toks=4))) == 2
+    weights = load_file(small_change / "adapter_model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, small_change / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="tensors of the adapter and its base do not match"):
+        load_for_scoring(small_change, dtype="bfloat16", device="cpu")
 
 
 def test_an_adapter_that_does_not_fit_is_refused(adapter: Path) -> None:

@@ -15,7 +15,7 @@ from sengi.errors import InputError
 from sengi.inference import loglikelihood, tree_attention
 from sengi.inference.loglikelihood import LogLikelihood, Request, Scorer
 from sengi.inference.prefix_tree import PrefixTree
-from sengi.inference.token_logits import TreeLogits
+from sengi.inference.token_logits import PlainLogits, TreeLogits, shares_prefixes
 
 MAMBA = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "conv_kernel": 3, "intermediate_size": 64}
 FALL_BACK: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +102,25 @@ def test_logits_in_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(*{**FAMILIES, **FALL_BACK}[name])
     requests = with_greedy(model, few_shot(1, 3))
     assert_same(Scorer(model).score(requests), model, requests)
+
+
+# Most tokens of a text are context, whose logits nobody reads; the head is the largest product of a small model.
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_the_head_runs_over_the_rows_that_are_read(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sengi.inference.token_logits.LOGITS", chunk * VOCAB)
+    model, ids = family("gemma2"), [3 + n % 50 for n in range(40)]
+    rows = np.array([1, 4, 5, *range(20, 40)])
+    tree = PrefixTree([ids])
+    seen: list[int] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, x, y: seen.append(y.shape[-2]))
+    with torch.no_grad():
+        [pack] = tree.packs(40, 40)
+        parts = list(PlainLogits(model, tree).of(pack, rows))
+        hook.remove()
+        whole = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    assert seen == [len(rows)]
+    assert [part for part, _ in parts] == [slice(i, min(i + chunk, len(rows))) for i in range(0, len(rows), chunk)]
+    torch.testing.assert_close(torch.cat([logits for _, logits in parts]), whole[rows], rtol=1e-5, atol=1e-5)
 
 
 token = st.integers(3, 5)  # three tokens, so that requests share, repeat and begin each other
@@ -284,6 +303,21 @@ def test_the_trial_finds_a_wrong_attention(fault: str, monkeypatch: pytest.Monke
     assert not scorer.shares_prefixes
     requests = few_shot(1, 1)
     assert_same(scorer.score(requests), model, requests)
+
+
+# A kernel refuses heads with a RuntimeError; want of memory is one, too, but says nothing about the family.
+def test_the_trial_survives_a_kernel_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> torch.Tensor:
+        raise RuntimeError("head_size should be a multiple of 8")
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(tree_attention.TreeWalk, "attend", refused)
+    assert not shares_prefixes(family("llama"))
+    monkeypatch.setattr(tree_attention.TreeWalk, "attend", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        shares_prefixes(family("llama"))
 
 
 @pytest.mark.cuda

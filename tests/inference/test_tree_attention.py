@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sengi.inference import tree_attention as ours
 from sengi.inference.lent_model import lent
 from sengi.inference.prefix_tree import PrefixTree
 from sengi.inference.tree_attention import NAME, TreeWalk, tree_attention
+from sengi.model.attention import takes_flash
 
 SIZE = 8
 CPU = torch.device("cpu")
@@ -146,6 +148,59 @@ def test_the_kernel_is_given_every_path(
         result = by_packs(tree, qkv, batch, lambda *x: walk._varlen(0, *x, scale, window), walk)
     ours._varlen_groups_heads.cache_clear()
     torch.testing.assert_close(result.double(), by_path(tree, qkv, scale, window, None), rtol=1e-5, atol=1e-5)
+
+
+class OnGpu(Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, major: int) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+
+
+@pytest.mark.parametrize(
+    ("size", "of_values", "dtype", "cap", "major", "taken"),
+    [
+        (64, 64, torch.bfloat16, None, 8, True),
+        (256, 256, torch.float16, None, 9, True),
+        (192, 128, torch.bfloat16, None, 9, False),  # DeepSeek's heads
+        (264, 264, torch.bfloat16, None, 9, False),
+        (60, 60, torch.bfloat16, None, 9, False),
+        (64, 64, torch.bfloat16, None, 7, False),  # Volta, Turing
+        (64, 64, torch.float32, None, 9, False),
+        (64, 64, torch.bfloat16, 0.7, 9, False),
+    ],
+)
+def test_the_kernel_is_asked_only_for_what_it_takes(
+    size: int,
+    of_values: int,
+    dtype: torch.dtype,
+    cap: float | None,
+    major: int,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu(monkeypatch, major)
+    query, value = (torch.empty(1, 1, 1, n, dtype=dtype, device="meta") for n in (size, of_values))
+    assert not takes_flash(query, value, cap)  # not on a GPU
+    assert takes_flash(query.as_subclass(OnGpu), value.as_subclass(OnGpu), cap) is taken
+
+
+@pytest.mark.parametrize("major", [7, 8])
+def test_a_gpu_without_the_kernel_takes_the_other_path(major: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, major)
+    asked: list[int] = []
+    monkeypatch.setattr(TreeWalk, "_varlen", lambda self, layer, query, *rest: asked.append(layer) or query[0:1, 0])
+    tree = PrefixTree([[0, 1, 2, 0], [0, 1, 1, 1, 2]])
+    qkv = keys_of(tree.tokens, 4, 2, dtype=torch.bfloat16)
+    walk = TreeWalk(tree.longest, CPU)
+    attend = partial(walk.attend, 0, scale=None, window=None, cap=None)
+    result = by_packs(tree, qkv, 3, lambda *x: attend(*(y.as_subclass(OnGpu) for y in x)).as_subclass(Tensor), walk)
+    assert bool(asked) == (major == 8)
+    if not asked:
+        torch.testing.assert_close(result.double(), by_path(tree, qkv, None, None, None), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.cuda

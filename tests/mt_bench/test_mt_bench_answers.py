@@ -11,6 +11,9 @@ from tests.mt_bench.bench_folder import read_jsonl, write_bench
 
 from sengi.errors import ModelError
 from sengi.inference.generation_request import GenerationRequest
+from sengi.inference.prompts import folder_stop_ids, stop_ids
+from sengi.model.load import load_model, load_tokenizer
+from sengi.model.tokenizer_files import save_tokenizer
 from sengi.mt_bench import answers
 from sengi.mt_bench.answers import Answered, answer_bench
 from sengi.mt_bench.files import BenchQuestion, load_bench
@@ -156,6 +159,27 @@ def test_an_edited_question_is_asked_again_and_the_others_are_not(
     assert len(read_jsonl(tmp_path / "out/model_answer/tiny.jsonl")) == 4
 
 
+# The same weights asked the same go on for longer, or end sooner: these are other answers.
+def test_answers_that_ended_at_other_tokens_are_asked_again(
+    tmp_path: Path, questions: tuple[BenchQuestion, ...], echo: type[Echo]
+) -> None:
+    folder = write_tiny_folder(tmp_path / "model")
+    answer_bench(folder, questions, tmp_path / "out")
+    config = json.loads((folder / "generation_config.json").read_text())
+    asked = [8]
+    for eos in ([2], [3, 2], [2, 3], None):
+        (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": eos}))
+        answer_bench(folder, questions, tmp_path / "out")
+        asked.append(len(echo.asked))
+    # the template's own end is 2 already; an order is no difference; and what is known is not asked again
+    assert asked == [8, 8, 16, 16, 16]
+    tokenizer = load_tokenizer(folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    save_tokenizer(tokenizer, folder)
+    answer_bench(folder, questions, tmp_path / "out")
+    assert len(echo.asked) == 24
+
+
 def test_another_model_of_the_same_name_never_gets_these_answers(
     tmp_path: Path, folder: Path, questions: tuple[BenchQuestion, ...], echo: type[Echo]
 ) -> None:
@@ -215,6 +239,15 @@ def test_an_answer_that_grows_when_it_is_read_again_excludes_its_question(
     answered = answer_bench(folder, questions[:1], tmp_path / "out")
     assert answered.excluded == {81: "no room for an answer to turn 2 in the model's context"}
     assert answered.answers == {}
+
+
+@pytest.mark.parametrize("eos", [2, [0, 3], None])
+def test_a_folder_tells_the_stops_of_its_model(tmp_path: Path, eos: Any) -> None:
+    folder = write_tiny_folder(tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": eos}))
+    assert folder_stop_ids(folder, tokenizer) == stop_ids(load_model(folder), tokenizer)
 
 
 def test_the_real_generator_answers(tmp_path: Path, folder: Path, questions: tuple[BenchQuestion, ...]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -59,8 +60,8 @@ def test_means_of_turns_and_categories(bench: Bench) -> None:
         ("141", 6.0, "stem"),
     ]
     assert evaluation.items[0]["turn_scores"] == [8.0, 6.0]
-    # Rule: the interval of one value is unknown, and JSON has no NaN.
-    assert [row["low"] for row in evaluation.scores if row["n"] == 1] == [None] * 4
+    # Rule: the interval of few values is unknown, and JSON has no NaN.
+    assert [(row["low"], row["high"]) for row in evaluation.scores] == [(None, None)] * 7
 
 
 @given(st.lists(st.tuples(RATINGS, RATINGS), min_size=1, max_size=12))
@@ -88,12 +89,14 @@ def load_prompts() -> dict[str, Any]:
 def test_the_interval_keeps_both_turns_of_a_question_together(bench: Bench) -> None:
     # Rule: turns of one question are alike; taken apart they would be eight values, and the interval too narrow.
     ratings: dict[tuple[Any, int], float | None] = {}
-    for number, score in zip((81, 111, 91, 141), (2.0, 4.0, 6.0, 10.0), strict=True):
+    scores = (2.0, 4.0, 6.0, 10.0, 9.0)
+    for number, score in zip((81, 111, 91, 141, 142), scores, strict=True):
         ratings |= {(number, 1): score, (number, 2): score}
-    row = score_judgements(bench, ANSWERS, judgements(ratings), {}, "judge").scores[0]
-    pairs = bootstrap_interval([2.0, 4.0, 6.0, 10.0])
-    apart = bootstrap_interval([2.0, 2.0, 4.0, 4.0, 6.0, 6.0, 10.0, 10.0])
-    assert (row["low"], row["high"], row["n"]) == (pairs.low, pairs.high, 4)
+    five = replace(bench, questions=(*bench.questions, BenchQuestion(142, "stem", ("a", "b"))))
+    row = score_judgements(five, {**ANSWERS, 142: ("c", "d")}, judgements(ratings), {}, "judge").scores[0]
+    pairs = bootstrap_interval(scores)
+    apart = bootstrap_interval([*scores, *scores])
+    assert (row["low"], row["high"], row["n"]) == (pairs.low, pairs.high, 5)
     assert row["high"] - row["low"] > 1.2 * (apart.high - apart.low)
 
 

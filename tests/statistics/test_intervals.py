@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sengi.statistics.intervals import (
+    FEWEST_DRAWN,
     bootstrap_interval,
     mean_square_interval,
     ratio_error,
@@ -70,8 +71,8 @@ def test_bootstrap_of_normal_values_is_close_to_the_t_interval():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50), st.integers(0, 3))
-@example([0.0, 6.4662863676707724e-260], 0)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=FEWEST_DRAWN, max_size=50), st.integers(0, 3))
+@example([0.0] * 4 + [6.4662863676707724e-260], 0)
 @example([0.0] * 49 + [1e-200], 0)
 def test_bootstrap_same_seed_same_interval_inside_the_data(values, seed):
     one = bootstrap_interval(values, resamples=200, seed=seed)
@@ -107,13 +108,16 @@ def test_bootstrap_of_many_values_is_quick_and_bounded():
 
 
 def test_bootstrap_edges():
-    # One value cannot tell its spread; equal values have none; nothing and NaN are errors that say so.
-    single = bootstrap_interval([3.0])
-    assert single.value == 3.0
-    assert math.isnan(single.low)
-    assert math.isnan(single.high)
-    equal = bootstrap_interval([2.0, 2.0, 2.0])
+    # Few values cannot tell their spread; equal values have none; nothing and NaN are errors that say so.
+    for few in ([3.0], [2.0, 4.0], [2.0, 2.0, 5.0], [3.0] * 4):
+        interval = bootstrap_interval(few)
+        assert (interval.value, interval.n) == (3.0, len(few))
+        assert math.isnan(interval.low)
+        assert math.isnan(interval.high)
+    equal = bootstrap_interval([2.0] * 5)
     assert (equal.low, equal.high) == (2.0, 2.0)
+    five = bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert 1 < five.low < 3 < five.high < 5
     with pytest.raises(ValueError, match="at least one number"):
         bootstrap_interval([])
     with pytest.raises(ValueError, match=r"values\[1\] is not finite"):

@@ -74,9 +74,11 @@ def print_comparison(comparison: Comparison) -> None:
     elif comparison.parts:
         err.print(f"{len(comparison.parts):,} parts of these rows are not printed; --output FILE.json has them")
     out.print(" ".join(CAPTION.split()), style="dim")
-    left_out = sum(row.left_out for row in comparison.rows)
-    if left_out:
-        err.print(f"{left_out:,} questions left out: one of the two could not be scored on them", style="yellow")
+    left_out: dict[tuple[str, int], int] = {}
+    for row in comparison.rows:  # metrics of one task leave the same questions out
+        left_out[row.task, row.other] = max(row.left_out, left_out.get((row.task, row.other), 0))
+    if count := sum(left_out.values()):
+        err.print(f"{count:,} questions left out: one of the two could not be scored on them", style="yellow")
     for sentence in comparison.not_compared:
         err.print(f"not compared: {sentence}", markup=False, style="yellow", soft_wrap=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sengi import storage
-from sengi.errors import CheckpointError, DataError, InputError, SengiError, StorageError
+from sengi.errors import CheckpointError, DataError, InputError, NonFiniteError, SengiError, StorageError
 from sengi.evaluate.contamination import FILE, contamination_note, find_contamination, write_contamination
 from sengi.evaluate.run_evaluations import (
     checkpoint_samples,
@@ -97,8 +97,8 @@ def evaluate_run(
 
         try:
             result.seconds += score_step(run, step, model, suite, data, show).seconds
-        except CheckpointError as error:
-            result.notes.append(f"step {step} is left out: {error}")
+        except (CheckpointError, NonFiniteError) as error:  # of this checkpoint alone: the others are as good as ever
+            result.notes.append(f"{name if step else 'the base model'} is left out: {error}")
         except SengiError:
             if model.exists():
                 raise
@@ -110,12 +110,13 @@ def evaluate_run(
         raise InputError(f"{run}: nothing could be scored ({'; '.join(result.notes) or 'no checkpoint in it'})")
     result.steps = sorted(evaluations)
     items = {step: by_task(read_results(evaluation)) for step, evaluation in evaluations.items()}
-    result.lines = [score_line(*key, points, items) for key, points in timelines(evaluations).items()]
-    result.selected = _selected(result.lines, select)
-    result.members = {name: [part.task for part in parts] for name, parts in LEADERBOARDS.items()}
+    parts: dict[str, list[str]] = {}
     for step, evaluation in sorted(evaluations.items()):
-        result.members |= evaluation.get("group_subtasks", {})
+        parts |= {group: tasks for group, tasks in evaluation.get("group_subtasks", {}).items() if tasks}
         result.excluded += [{"step": step, **row} for row in evaluation.get("excluded", [])]
+    result.lines = [score_line(*key, points, items, parts) for key, points in timelines(evaluations).items()]
+    result.selected = _selected(result.lines, select)
+    result.members = {name: [part.task for part in board] for name, board in LEADERBOARDS.items()} | parts
     result.notes += _notes(evaluations)
     return result
 

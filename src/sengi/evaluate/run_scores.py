@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sengi.evaluate.run_evaluations import Point
+from sengi.evaluate.saved_samples import leaves_of
 from sengi.evaluate.selection import FEWEST, samples_to_peak, select_checkpoint
 from sengi.statistics.intervals import Interval
 
@@ -72,7 +73,9 @@ class ScoreLine:
         return f"{self.task}/{self.metric}" + ("" if self.group == "all" else f"/{self.group}")
 
 
-def score_line(task: str, metric: str, group: str, points: Sequence[Point], items: Items) -> ScoreLine:
+def score_line(
+    task: str, metric: str, group: str, points: Sequence[Point], items: Items, parts: Mapping[str, Sequence[str]]
+) -> ScoreLine:
     """Sum one score up over a run.
 
     Args:
@@ -82,6 +85,7 @@ def score_line(task: str, metric: str, group: str, points: Sequence[Point], item
         points: of the base (step 0) and the checkpoints, one at least, by rising step; values that are no numbers are
             left out.
         items: single questions by step and task, as evaluations keep them.
+        parts: of each group of tasks what is in it, as evaluations keep it (``group_subtasks``).
     """
     known = [point for point in points if math.isfinite(point.value)]
     base = next((point for point in known if point.step == 0), None)
@@ -91,7 +95,7 @@ def score_line(task: str, metric: str, group: str, points: Sequence[Point], item
     if not after:
         return replace(line, uncorrected="no checkpoint is scored")
     seen, values = [point.samples_seen for point in after], [point.value for point in after]
-    found = _table(task, metric, group, after, items)
+    found = _table(leaves_of(task, parts), metric, group, after, items)
     if isinstance(found, str):
         peak = samples_to_peak(seen, values, higher_is_better=higher)
         return replace(line, naive=_as_best(after[peak.checkpoint]), uncorrected=found)
@@ -124,10 +128,10 @@ def _as_best(point: Point) -> Best:
 
 
 def _table(
-    task: str, metric: str, group: str, points: Sequence[Point], items: Items
+    tasks: Sequence[str], metric: str, group: str, points: Sequence[Point], items: Items
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None] | str:
     """Results of each checkpoint on each question they all answered, with weights; or why there are none."""
-    rows = [_results(task, metric, group, point, items.get(point.step, {})) for point in points]
+    rows = [_results(tasks, metric, group, point, items.get(point.step, {})) for point in points]
     if not all(rows):
         return "the score is no mean over single questions"
     common = [key for key in rows[0] if all(key in row for row in rows)]
@@ -139,19 +143,17 @@ def _table(
 
 
 def _results(
-    task: str, metric: str, group: str, point: Point, items: Mapping[str, Sequence[dict[str, Any]]]
+    tasks: Sequence[str], metric: str, group: str, point: Point, items: Mapping[str, Sequence[dict[str, Any]]]
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Value and weight by question, where they make up the score; else nothing.
 
-    A group of tasks (``mmlu``) has no questions of its own. Those of the tasks that are named after it are taken where
-    their mean is the group's score, which holds for groups that weigh their tasks by size.
+    A group of tasks (``mmlu``) has no questions of its own. Those of its tasks are taken where their mean is the
+    group's score, which holds for groups that weigh their tasks by size.
     """
-    own = list(items.get(task, ()))
-    members = own or [item for name, part in items.items() if name.startswith(f"{task}_") for item in part]
     column, _, value = group.partition("=")
     by_sum = metric == "accuracy_sum"
     found: dict[tuple[str, str], tuple[float, float]] = {}
-    for item in members:
+    for item in [item for task in tasks for item in items.get(task, ())]:
         result = item.get("correct_sum" if by_sum else "correct")
         of_metric = item.get("metric") == ("accuracy" if by_sum else metric)
         of_group = group == "all" or str(item.get(column)) == value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,7 @@ def _read_results(document: dict[str, Any], saved: SavedSamples) -> None:
         saved.tasks[row["task"]].excluded.add(str(row.get("id")))
     parts = {str(k): [str(one) for one in v] for k, v in _mapping(document.get("group_subtasks")).items() if v}
     for group, scores in _mapping(document.get("groups")).items():
-        if leaves := [task for task in _leaves(group, parts) if task in saved.tasks]:
+        if leaves := [task for task in leaves_of(group, parts) if task in saved.tasks]:
             saved.groups[group] = leaves
             saved.group_scores[group] = {
                 key.removesuffix(",none"): float(value)
@@ -266,13 +266,19 @@ def _entries(document: dict[str, Any], key: str, saved: SavedSamples) -> list[di
     return [row for row in map(_mapping, rows if isinstance(rows, list) else []) if row.get("task") in saved.tasks]
 
 
-def _leaves(group: str, parts: dict[str, list[str]], above: tuple[str, ...] = ()) -> list[str]:
-    """Tasks under a group, through the groups in it, each once."""
+def leaves_of(group: str, parts: Mapping[str, Sequence[str]], above: tuple[str, ...] = ()) -> list[str]:
+    """Tasks under a group, through the groups in it, each once.
+
+    Args:
+        group: a group, or a task, which is its own leaf.
+        parts: lm-eval's ``group_subtasks``: of each group the tasks and groups in it.
+        above: the groups that it was reached through; a group inside itself has no leaves.
+    """
     if group in above:
         return []
     if group not in parts:
         return [group]
-    found = [leaf for part in parts[group] for leaf in _leaves(part, parts, (*above, group))]
+    found = [leaf for part in parts[group] for leaf in leaves_of(part, parts, (*above, group))]
     return list(dict.fromkeys(found))
 
 

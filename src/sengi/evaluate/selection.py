@@ -119,7 +119,7 @@ def samples_to_peak(
         samples_seen: at each checkpoint.
         scores: of each checkpoint, same order.
         results: of each checkpoint on each question, shape (checkpoints, questions), for the second number: the 95%
-            interval of the paired difference to the best holds 0.
+            interval of the paired difference to the best holds 0, or is not known for want of questions.
         weights: of the questions, as in :func:`select_checkpoint`.
         higher_is_better: whether the highest score is the best.
 
@@ -142,7 +142,7 @@ def samples_to_peak(
 
 def _alike(one: NDArray[np.float64], best: NDArray[np.float64], weights: ArrayLike | None) -> bool:
     difference = paired_difference(one, best, weights=weights).difference
-    return difference.low <= 0 <= difference.high
+    return not (difference.low > 0 or difference.high < 0)  # ends that are NaN show nothing
 
 
 def _score(values: NDArray[np.float64], weights: NDArray[np.float64] | None) -> Interval:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sengi.statistics.intervals import Interval, bootstrap_interval, t_quantile, wilson_interval
+from sengi.statistics.intervals import FEWEST_DRAWN, Interval, bootstrap_interval, t_quantile, wilson_interval
 
 Z = NormalDist().inv_cdf(0.975)
 RESAMPLES = 1_000
@@ -56,7 +56,8 @@ def metric_interval(
     """Return a metric of one task with its interval.
 
     Shares of right answers get Wilson's interval, means of other numbers a bootstrap of the mean, everything else
-    (corpus metrics, answers with parts) a bootstrap over questions through lm-eval's own aggregation.
+    (corpus metrics, answers with parts) a bootstrap over questions through lm-eval's own aggregation. A bootstrap of
+    fewer than 5 questions would be far too narrow: its ends are NaN.
 
     Args:
         metric: its name.
@@ -71,7 +72,7 @@ def metric_interval(
             return Interval(value, share.low, share.high, share.n)
         mean = bootstrap_interval(vector)
         return Interval(value, mean.low, mean.high, mean.n)
-    draws = aggregate_draws(metric, values, aggregate)
+    draws = aggregate_draws(metric, values, aggregate) if len(values) >= FEWEST_DRAWN else None
     low, high = UNKNOWN if draws is None else np.quantile(draws, (0.025, 0.975))
     return Interval(value, float(low), float(high), len(values))
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sengi.environment import ask_for_huge_pages
 from sengi.errors import InputError
 from sengi.harness.response_cache import engine_version
-from sengi.model.adapters import adapter_facts, base_folder, has_tokenizer, is_adapter, merge_adapter
+from sengi.model.adapters import adapter_facts, base_folder, has_tokenizer, is_adapter, is_merged, put_adapter
 from sengi.model.load import load_model, load_tokenizer, model_fingerprint
 from sengi.model.resolve import resolve_model
 
@@ -61,7 +61,7 @@ def load_for_scoring(
 
     Args:
         pretrained: a model folder, a LoRA adapter folder, a name that `resolve_model` knows, or a loaded model.
-        peft: a LoRA adapter folder to put on ``pretrained``.
+        peft: a LoRA adapter folder to put on ``pretrained``; its change is never rounded to the type of the weights.
         tokenizer: a folder or a loaded tokenizer; None takes the model's own (an adapter's, where it has one).
         dtype: type of the weights; None takes float32 on the CPU, else the type they are stored in.
         device: None takes CUDA where there is one (under torchrun each process its own), else the CPU.
@@ -90,7 +90,7 @@ def load_for_scoring(
     else:
         tokenizer_folder = Path(tokenizer.name_or_path)
     model = load_model(folder, dtype=number_type, trust_remote_code=trust_remote_code)
-    facts = {
+    facts: dict[str, Any] = {
         "weights": model_fingerprint(folder),
         "texts": _text_fingerprint(folder, tokenizer_folder),
         "dtype": str(model.dtype),
@@ -98,7 +98,9 @@ def load_for_scoring(
         "engine": engine_version(),
     }
     if peft is not None:
-        model = merge_adapter(model, Path(peft), len(tokenizer))
+        if not is_merged(model):
+            facts["beside"] = True  # kept answers without it are of a sum that was rounded
+        model = put_adapter(model, Path(peft), len(tokenizer))
         facts["adapter"] = adapter_facts(Path(peft))
     moved: Any = model  # transformers types ``to`` in a way that takes no device
     return LoadedModel(moved.to(place).eval(), tokenizer, facts, folder if peft is None else None)

@@ -12,6 +12,7 @@ installed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sengi.errors import InputError
+from sengi.errors import InputError, class_and_text
 from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.lent_model import lent, rope_limit
 from sengi.inference.not_finite import not_finite
@@ -77,10 +78,10 @@ class Generator:
         self._stops = frozenset(stop_ids(model, tokenizer))
         self._limit = context_length(model.config)
         self._rope_limit = rope_limit(model)
+        self._engine = engine
+        self._vllm_folder = folder if use_vllm(engine, folder, model.device) else None
         self._vllm: VllmEngine | None = None
-        if use_vllm(engine, folder, model.device) and folder is not None:
-            self._vllm = VllmEngine(folder, model.dtype, self._stops)
-        self.shares_steps = self._vllm is not None or supports_slots(model)
+        self.shares_steps = self._vllm_folder is not None or supports_slots(model)
 
     # Not inference mode: a buffer that a rope renews in it could never be used in training again.
     @torch.no_grad()
@@ -107,7 +108,8 @@ class Generator:
 
         Raises:
             InputError: a request without prompt or without tokens to write, with a prompt that leaves no room for
-                an answer in the model's context, or with a temperature or top_p that cannot be.
+                an answer in the model's context, or with a temperature or top_p that cannot be; or vLLM was asked for
+                and cannot start.
             NonFiniteError: the model gave NaN; texts that were handed to ``on_generated`` before are right.
         """
         self._check(requests, batch_tokens)
@@ -123,8 +125,8 @@ class Generator:
             keep([row.index for row in rows], [row.text() for row in rows])
 
         rows = [self._row(index, request) for index, request in enumerate(requests)]
-        if self._vllm is not None:
-            for indices, written in self._vllm.generate(requests, [row.limit for row in rows]):
+        if rows and (vllm := self._start_vllm(max(len(row.request.prompt) + row.limit for row in rows))):
+            for indices, written in vllm.generate(requests, [row.limit for row in rows]):
                 keep(indices, written)
             return texts
         together = [row for row in rows if self.shares_steps and len(row.request.prompt) + row.limit < self._rope_limit]
@@ -137,6 +139,23 @@ class Generator:
             self._write_alone(rows[index])
             finish([rows[index]])
         return texts
+
+    def _start_vllm(self, longest: int) -> VllmEngine | None:
+        """vLLM with room for texts of so many tokens, prompt included; None where it is not taken."""
+        if self._vllm_folder is not None and (self._vllm is None or self._vllm.longest < longest):
+            self._vllm = None  # gives its memory back
+            try:
+                self._vllm = VllmEngine(self._vllm_folder, self._model.dtype, self._stops, longest)
+            except Exception as error:  # whatever vLLM raises; its own words say what it wants
+                if self._engine == "vllm":
+                    raise InputError(
+                        f"vLLM could not start: {class_and_text(error)}; take engine='transformers'"
+                    ) from error
+                warnings.warn(
+                    f"vLLM could not start, so transformers writes the texts: {class_and_text(error)}", stacklevel=3
+                )
+                self._vllm_folder, self.shares_steps = None, supports_slots(self._model)
+        return self._vllm
 
     def _write_group(
         self, group: PrefixGroup, waiting: list[_Row], batch_tokens: int, finish: Callable[[list[_Row]], None]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sengi.errors import ModelError
+from sengi.model.inspect import read_config
 from sengi.model.turn_end import chat_template, turn_end_id
 
 
@@ -58,7 +60,25 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     Returns:
         Sorted ids, possibly none.
     """
+    return _stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+
+
+def folder_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """As :func:`stop_ids`, of a model folder that is not loaded.
+
+    Args:
+        folder: the eos of its generation_config.json counts; without that file the model takes the one of its
+            config.json, which is not looked for: that file is in the model's fingerprint.
+        tokenizer: of the model.
+
+    Raises:
+        ModelError: generation_config.json is no JSON object.
+    """
+    path = folder / "generation_config.json"
+    return _stop_ids(tokenizer, read_config(path).get("eos_token_id") if path.is_file() else None)
+
+
+def _stop_ids(tokenizer: PreTrainedTokenizerBase, eos: Any) -> list[int]:
     found = {turn_end_id(tokenizer), tokenizer.eos_token_id}
-    eos = getattr(model.generation_config, "eos_token_id", None)
     found |= set(eos) if isinstance(eos, list | tuple) else {eos}
     return sorted(index for index in found if index is not None)

@@ -7,6 +7,7 @@ where the caller names the folder.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,8 +30,9 @@ def use_vllm(engine: str, folder: Path | None, device: torch.device) -> bool:
     """Whether vLLM is to write the texts.
 
     Args:
-        engine: ``auto`` takes vLLM where it is installed, the model is on CUDA and ``folder`` is known;
-            ``transformers`` never does, ``vllm`` always. Inside :func:`without_vllm` ``auto`` is ``transformers``.
+        engine: ``auto`` takes vLLM where it is installed, the model is on CUDA, ``folder`` is known and this process
+            is the only one (every vLLM would take the first GPU); ``transformers`` never does, ``vllm`` always.
+            Inside :func:`without_vllm` ``auto`` is ``transformers``.
         folder: holds the weights that the model has.
         device: of the model.
 
@@ -50,7 +52,8 @@ def use_vllm(engine: str, folder: Path | None, device: torch.device) -> bool:
     ]
     if engine == "vllm" and missing:
         raise InputError(f"engine is 'vllm', but {'; '.join(missing)}; or take engine='transformers'")
-    return engine == "vllm" or (engine == "auto" and not missing and _welcome.get())
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return engine == "vllm" or (engine == "auto" and not missing and alone and _welcome.get())
 
 
 @contextmanager
@@ -70,11 +73,17 @@ class VllmEngine:
         folder: a model folder.
         dtype: of the weights.
         stops: tokens that end a text.
+        longest: tokens of the longest prompt and its text: vLLM wants room for the keys of one whole context, and that
+            of many a model is far longer than what is asked here.
+
+    Raises:
+        Exception: whatever vLLM raises where it cannot start, for example for want of memory.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, stops: Iterable[int]) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, stops: Iterable[int], longest: int) -> None:
         import vllm
 
+        self.longest = longest
         free, total = torch.cuda.mem_get_info()
         self._sampling: Callable[..., Any] = vllm.SamplingParams
         self._stops = sorted(stops)
@@ -85,6 +94,7 @@ class VllmEngine:
             generation_config="vllm",
             enable_prefix_caching=True,
             gpu_memory_utilization=MEMORY * free / total,
+            max_model_len=longest,
         )
 
     def generate(

@@ -122,6 +122,39 @@ def merge_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreT
     Raises:
         ModelError: peft is missing, or adapter and base do not fit.
     """
+    adapted = _adapted(model, folder, vocabulary)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    except Exception as error:  # weights that are no numbers
+        raise ModelError(f"{folder}: the adapter does not fit its base: {class_and_text(error)}") from error
+    return merged.eval()
+
+
+def put_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTrainedModel:
+    """Put a LoRA adapter on its base without rounding it; arguments and errors as of :func:`merge_adapter`.
+
+    A float32 base is merged. A sum in half precision would lose most of a small adapter, whose change of a weight is
+    less than half a unit in its last place: there peft's layers stay, in float32, beside those of the base.
+
+    Returns:
+        A model of the base's class, in evaluation mode.
+    """
+    if is_merged(model):
+        return merge_adapter(model, folder, vocabulary)
+    beside: PreTrainedModel = _adapted(model, folder, vocabulary).get_base_model()
+    return beside.eval()
+
+
+def is_merged(base: PreTrainedModel) -> bool:
+    """Whether :func:`put_adapter` adds an adapter to the weights of this base."""
+    import torch
+
+    return all(parameter.dtype == torch.float32 for parameter in base.parameters())
+
+
+def _adapted(model: PreTrainedModel, folder: Path, vocabulary: int) -> Any:
+    """peft's model of base and adapter, once every tensor of the adapter has found its place."""
     from safetensors import safe_open
 
     from sengi.model.quiet import quiet_transformers
@@ -137,12 +170,11 @@ def merge_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreT
         with quiet_transformers(), warnings.catch_warnings(action="ignore"):
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
             placed = set(peft.get_peft_model_state_dict(adapted))
-            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # whatever peft raises where shapes or names do not fit
         raise ModelError(f"{folder}: the adapter does not fit its base: {class_and_text(error)}") from error
     if wrong := sorted(saved ^ placed):
         raise ModelError(f"{folder}: {len(wrong)} tensors of the adapter and its base do not match, first {wrong[0]}")
-    return merged.eval()
+    return adapted
 
 
 def import_peft(what: str) -> Any:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sengi.inference.generation import Generator
 from sengi.inference.generation_request import GenerationRequest
-from sengi.inference.prompts import Prompts
+from sengi.inference.prompts import Prompts, folder_stop_ids
 from sengi.model.adapters import config_folder, is_adapter
 from sengi.model.context import folder_context_length
 from sengi.model.inspect import inspect_model_folder
@@ -115,6 +115,7 @@ class _Asking:
         self._batch_tokens, self._progress, self._answered = batch_tokens, progress, answered
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         self._prompts = Prompts(self._tokenizer)
+        self._stops = folder_stop_ids(config_folder(folder), self._tokenizer)
         self._context = folder_context_length(folder)
         self._generator: Generator | None = None
         self._done = self._total = 0
@@ -190,7 +191,7 @@ class _Asking:
 
     def _key(self, request: GenerationRequest) -> str:
         settings = [request.max_new_tokens, request.temperature, request.top_p, request.seed]
-        return key_of(self._fingerprint, request.prompt, settings)
+        return key_of(self._fingerprint, request.prompt, settings, self._stops)
 
     def _load(self) -> Generator:
         if self._generator is None:

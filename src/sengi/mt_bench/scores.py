@@ -154,7 +154,7 @@ def _noise_rows(pairs: Sequence[tuple[float, float]], ratings: int) -> list[dict
 
 
 def _row(metric: str, group: str, interval: Interval) -> dict[str, Any]:
-    # One value cannot tell its spread; JSON has no NaN.
+    # Few values cannot tell their spread; JSON has no NaN.
     low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
     return {
         "task": TASK,
