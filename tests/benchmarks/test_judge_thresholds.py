@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import judge_thresholds
 from benchmarks.judge_thresholds import outcomes, variants
 
+from benchmarks import judge_thresholds
 from sengi.study import replay as replay_module
 from sengi.study.judge import JudgeSettings
 from sengi.study.scheduler import run_study
