@@ -74,6 +74,10 @@ def test_precedence_and_origins(tmp_path: Path) -> None:
     assert (recipe.max_length, origins["max_length"]) == (300, "Python")
     # what nobody gave is a default and has no origin
     assert "overlong" not in origins
+    # --set reaches inside a preset's value, and the rest of it stays
+    phased = resolve_recipe(write(tmp_path, "preset: length-phased\n"), ["phases.replay=0.05"]).recipe.phases
+    assert phased is not None
+    assert (phased.by, phased.at, phased.replay) == ("response_length", 0.5, 0.05)
     # a later --set wins, and --set chooses the preset, too
     assert resolve_recipe(path, ["seed=2", "seed=3"]).recipe.seed == 3
     other = resolve_recipe(path, ["preset=lab"])

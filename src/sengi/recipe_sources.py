@@ -113,15 +113,18 @@ def resolve_recipe(
     for layer, places in layers:
         merged.update(layer)
         origins.update(places)
+    overrides = list(overrides)
+    for item in overrides:
+        if item.partition("=")[0].strip() == "preset":
+            _apply_override(merged, origins, item)
+    if (preset := top.get("preset", merged.get("preset"))) is not None:
+        below = read_preset(str(preset))  # under the overrides, which may reach inside one of its values
+        origins = {**dict.fromkeys(below, f"preset {preset}"), **origins}
+        merged = {**below, **merged}
     for item in overrides:
         _apply_override(merged, origins, item)
     merged.update(top)
     origins.update(dict.fromkeys(top, "Python"))
-    if merged.get("preset") is not None:
-        preset = str(merged["preset"])
-        below = read_preset(preset)
-        origins = {**dict.fromkeys(below, f"preset {preset}"), **origins}
-        merged = {**below, **merged}
     _refuse_unknown(merged, origins, field_names(), "")
     return ResolvedRecipe(_validate(merged, origins), origins)
 

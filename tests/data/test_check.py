@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sengi.conversation import Conversation, Sample
+from sengi.data import check as check_module
 from sengi.data.check import check_data
 from sengi.data.check_report import CheckReport, summarize_lengths
 from sengi.data.overlap import COMMON, NGRAM, OverlapIndex, Overlaps, evaluation_rows
@@ -146,6 +147,22 @@ def test_rows_without_anything_to_learn(tmp_path):
         "empty_messages": ["a.jsonl:4"],
         "empty_text": ["a.jsonl:5"],
     }
+
+
+def test_an_empty_answer_is_named(tmp_path):
+    rows = [chat("Hi", ""), chat("Hi", "Hello."), chat("Who?", "I.")]
+    rows[2]["messages"] += [{"role": "user", "content": "So?"}, {"role": "assistant", "content": "", "train": False}]
+    report = check(write(tmp_path / "rows.jsonl", rows))
+    assert found(report)["empty_answer"] == ("warning", 1, ["rows.jsonl:1"])
+
+
+def test_batches_are_bounded_by_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_module, "BATCH_CHARS", 100)
+    sizes = []
+    real = Overlaps.scan
+    monkeypatch.setattr(Overlaps, "scan", lambda self, batch: sizes.append(len(batch)) or real(self, batch))
+    check(write(tmp_path / "rows.jsonl", [chat("Hi", "x" * 60) for _ in range(5)]))
+    assert sizes == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

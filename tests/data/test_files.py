@@ -283,10 +283,44 @@ def test_folder_is_searched_in_order_and_names_what_it_leaves_out(tmp_path, capl
         write(tmp_path / name, b"")
     files, skipped = list_files(str(tmp_path))
     assert files == [tmp_path / "a.csv", tmp_path / "b.jsonl.xz", tmp_path / "sub/c.PARQUET"]
-    assert skipped == [tmp_path / "README.md", tmp_path / "dataset_infos.json"]
+    assert skipped == [tmp_path / name for name in (".hidden.jsonl", "README.md", "dataset_infos.json")]
     with caplog.at_level(logging.WARNING):
         assert find_files(str(tmp_path)) == files
     assert "README.md" in caplog.text
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    for folder in ("data/part1", "elsewhere/part2"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "data" / "part2").symlink_to(tmp_path / "elsewhere" / "part2")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / ".hidden.jsonl").write_text('{"text": "a"}\n')
+    files, skipped = list_files(str(tmp_path / "data"))
+    assert [str(file.relative_to(tmp_path)) for file in files] == ["data/part1/rows.jsonl", "data/part2/rows.jsonl"]
+    assert [file.name for file in skipped] == [".hidden.jsonl"]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    (tmp_path / name).write_text('{"text": "a"}\n')
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(DataError, match="the name is not UTF-8; rename the file"):
+            list_files(str(path))
+    with pytest.raises(DataError, match="no such file or folder"):
+        list_files("~no-such-user-here/rows.jsonl")
+
+
+@pytest.mark.parametrize("held", ["data/test-00000-of-00001.jsonl", "dev/rows.jsonl", "validation.jsonl"])
+def test_a_hub_dataset_with_other_splits_is_refused(tmp_path, monkeypatch, held):
+    for name in ("data/train-00000-of-00001.jsonl", "data/contest.jsonl", held):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    monkeypatch.setattr(files_module, "download", lambda *_: tmp_path)
+    with pytest.raises(DataError, match=r"org/name: holds 1 file\(s\) of other splits beside 2 .* name the files"):
+        list_files("org/name")
+    (tmp_path / held).unlink()
+    assert len(list_files("org/name")[0]) == 2
 
 
 @pytest.mark.parametrize(

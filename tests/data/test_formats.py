@@ -128,6 +128,14 @@ def test_message_parts_become_what_templates_expect():
     }
 
 
+def test_a_function_call_of_openais_older_form_is_a_tool_call():
+    old = {"name": "add", "arguments": '{"a": 2}'}
+    row = {"messages": [USER, {"role": "assistant", "content": None, "function_call": old}], "tools": [TOOL]}
+    answer = to_conversation(row, file="rows.jsonl", row_number=1).messages[1]
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    assert answer == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
 def test_arguments_of_tool_calls_are_objects():
     # Rule: inference servers hand templates objects; text would be quoted twice by tojson.
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}

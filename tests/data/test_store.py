@@ -215,6 +215,24 @@ def test_several_processes_build_what_one_builds(tmp_path: Path, model: Path, mo
     assert told[-1] == (73, 1.0)
 
 
+def test_a_store_that_another_process_put_in_place_just_now_is_taken(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = write(tmp_path / "a.jsonl", many(3))
+    store = open_store([entry], load_tokenizer(model), OPTIONS)
+    aside = store.path.rename(tmp_path / "finished")
+    lock = store_build._lock
+
+    def late(folder: int, name: Path) -> None:
+        aside.rename(store.path)  # after this process looked for it, and made a folder of its own
+        lock(folder, name)
+
+    monkeypatch.setattr(store_build, "_lock", late)
+    monkeypatch.setattr(store_build, "_Writer", None)
+    assert open_store([entry], load_tokenizer(model), OPTIONS).path == store.path
+    assert not [path for path in store.path.parent.iterdir() if path.name.startswith(".tmp-")]
+
+
 def test_workers_pay_only_where_the_first_thread_holds_up_for_long() -> None:
     share = 0.001
     clock = store_workers._Clock(lambda: share)

@@ -53,7 +53,7 @@ def run_training(resolved: ResolvedRecipe) -> int:
 
 
 def _print_end(folder: Path, checkpoint: Path) -> None:
-    from sengi.errors import InputError
+    from sengi.errors import InputError, StorageError
     from sengi.report.run_folder import read_run
     from sengi.report.scores import compare_scores
 
@@ -64,7 +64,7 @@ def _print_end(folder: Path, checkpoint: Path) -> None:
         from sengi.report.write import write_report
 
         out.print(f"report  {write_report(folder)[0]}", soft_wrap=True, markup=False)
-    except InputError as error:  # the model is trained; a page that cannot be drawn does not undo that
+    except (InputError, StorageError) as error:  # the model is trained; a page that cannot be drawn does not undo that
         out.print(f"report  not written: {error}", soft_wrap=True, markup=False)
     out.print(f"try it  sengi chat {checkpoint}", soft_wrap=True, markup=False)
 

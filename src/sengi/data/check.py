@@ -20,6 +20,7 @@ from sengi.data.findings import Findings
 from sengi.data.formats import detect_format, to_conversation
 from sengi.data.overlap import OverlapIndex, Overlaps
 from sengi.data.rows import NOTHING_TO_LEARN, Problem, RowError
+from sengi.data.store_workers import BATCH_CHARS, characters
 from sengi.errors import DataError, MaskError
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class _Checker:
         self._kept_lengths: list[int] = []
         self._places: dict[bytes, str] = {}
         self._batch: list[Conversation] = []
+        self._characters = 0  # of the batch
 
     def read(self, path: Path, on_bytes: Callable[[int], None]) -> None:
         """Take in one file; what is wrong with it becomes a finding."""
@@ -137,11 +139,12 @@ class _Checker:
             return
         self._formats[_format_name(row)] += 1
         self._batch.append(conversation)
-        if len(self._batch) == BATCH:
+        self._characters += characters(conversation)
+        if len(self._batch) == BATCH or self._characters >= BATCH_CHARS:
             self._flush()
 
     def _flush(self) -> None:
-        batch, self._batch = self._batch, []
+        batch, self._batch, self._characters = self._batch, [], 0
         if not batch:
             return
         self._overlaps.scan(batch)
@@ -169,6 +172,8 @@ class _Checker:
             self._findings.add("no_supervised_token", place)
             return
         if conversation.kind == "chat":
+            if any(_is_empty_answer(message) for message in conversation.messages):
+                self._findings.add("empty_answer", place)
             self._closing(conversation, sample)
             if self.report.round_trip["tried"] < ROUND_TRIPS:
                 self._round_trip(conversation, sample)
@@ -268,3 +273,9 @@ def _format_name(row: dict[str, Any] | RowError) -> str:
         return detect_format(row)
     except Problem:
         return "unreadable"
+
+
+def _is_empty_answer(message: dict[str, Any]) -> bool:
+    if message["role"] != "assistant" or not message.get("train", True):
+        return False
+    return not any((message["content"].strip(), message.get("tool_calls"), message.get("reasoning_content")))

@@ -8,6 +8,7 @@ import io
 import itertools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sengi.errors import DataError
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 SUFFIXES = tuple(kind + compression for compression in (*COMPRESSIONS, "") for kind in KINDS)
+# In the name of a file or of a folder above it
+_HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)", re.IGNORECASE)
 # JSON that describes a dataset and is none: the Hub's and the `datasets` library's own files.
 NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
@@ -65,32 +68,40 @@ def list_files(path: str) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: see ``find_files``.
     """
-    here = Path(path).expanduser()
+    here = Path(os.path.expanduser(path))  # pathlib's ends with an error where it knows no such user
     if not path or "\0" in path:
         raise DataError(f"data path {show(path)}: names no file; give a file, a folder or a hub dataset id")
     if not os.path.exists(here):  # unlike pathlib's, it takes a name of any length
         if not looks_like_hub_id(path, split_suffix(path)[1]):
             raise DataError(_missing(here))
         here = download(path, SUFFIXES)
+        _refuse_splits(path, _list_folder(here, path)[0], here)
     if not here.is_dir():
         if not split_suffix(here)[1]:
             raise DataError(
                 f"{printable(path, 200)}: the name ends in none of {', '.join(KINDS)} "
                 f"(plain or with {', '.join(COMPRESSIONS)}); rename or convert the file"
             )
-        return [here], []
+        return [_writable_name(here)], []
     return _list_folder(here, path)
 
 
 def _list_folder(folder: Path, name: str) -> tuple[list[Path], list[Path]]:
     files: list[Path] = []
     skipped: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:  # a link to a folder that was searched, or around in a circle
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
         for entry in names:
-            if not entry.startswith("."):
-                known = split_suffix(entry)[1] and entry not in NOT_DATA
-                (files if known else skipped).append(Path(root, entry))
+            known = split_suffix(entry)[1] and entry not in NOT_DATA and not entry.startswith(".")
+            if known:
+                files.append(_writable_name(Path(root, entry)))
+            else:
+                skipped.append(Path(root, entry))
     if not files:
         others = f" ({len(skipped)} others, such as {printable(str(skipped[0]), 100)})" if skipped else ""
         raise DataError(
@@ -98,6 +109,27 @@ def _list_folder(folder: Path, name: str) -> tuple[list[Path], list[Path]]:
             "name the right folder or convert the files"
         )
     return sorted(files), sorted(skipped)
+
+
+def _writable_name(path: Path) -> Path:
+    """The path, if reports and stores, which are UTF-8, can name it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{printable(str(path), 200)}: the name is not UTF-8; rename the file") from None
+    return path
+
+
+def _refuse_splits(dataset: str, files: list[Path], folder: Path) -> None:
+    """A dataset of the hub holds all its splits: those that scores are taken on must not be trained by mistake."""
+    held = [file for file in files if any(_HELD_OUT.search(part) for part in file.relative_to(folder).parts)]
+    if held and len(held) < len(files):
+        rest = next(file for file in files if file not in held)
+        raise DataError(
+            f"{printable(dataset, 200)}: holds {len(held)} file(s) of other splits beside {len(files) - len(held)} "
+            f"to train on, such as {printable(str(held[0].relative_to(folder)), 100)}; name the files you mean, for "
+            f"example {printable(str(rest), 300)}"
+        )
 
 
 def _missing(path: Path) -> str:

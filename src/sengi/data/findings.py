@@ -14,7 +14,9 @@ WARNINGS = {
     "no_assistant_turn": "no assistant message; left out. Add the answer, or set unmask: true",
     "empty_messages": "no message at all; left out",
     "empty_text": "an empty document; left out",
-    "no_supervised_token": "no supervised token; left out. Check train flags and empty answers",
+    "no_supervised_token": "no supervised token; left out. Check train flags",
+    "empty_answer": "an answer without a word is trained on: the model learns to say nothing and stop. Delete the row, "
+    "or set train: false on that message",
     "overlong_drop": "longer than max_length={max_length}; left out. Raise max_length or split them",
     "overlong_truncate": "longer than max_length={max_length}; cut, and the closing token goes with the rest, "
     "so they teach the model not to stop. Raise max_length or set overlong: drop",

@@ -54,6 +54,8 @@ def _full_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     """Check a message with more than role and plain content; what the template alone knows is passed on."""
     result = {key: value for key, value in message.items() if value is not None and key not in ("train", "weight")}
     calls = result.pop("tool_calls", None)
+    if (old := result.pop("function_call", None)) is not None and not calls:
+        calls = [{"type": "function", "function": old}]  # OpenAI's form before tool_calls
     if calls:
         result["tool_calls"] = _tool_calls(calls, f"{where}.tool_calls")
     if "reasoning_content" in result:

@@ -112,7 +112,9 @@ def _claimed(building: Path, target: Path) -> Iterator[bool]:
             try:
                 _lock(folder, building)
                 if building.stat().st_ino == os.fstat(folder).st_ino:
-                    break
+                    if not target.is_dir():
+                        break
+                    building.rmdir()  # made just now, after another process had put its own in place
             except BaseException:
                 os.close(folder)
                 raise

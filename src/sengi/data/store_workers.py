@@ -75,7 +75,7 @@ def _batches(rows: Iterator[tuple[int, Row]]) -> Iterator[Batch]:
     size = 0
     for entry, row in rows:
         batch.append((entry, row))
-        size += _characters(row)
+        size += characters(row)
         if len(batch) == BATCH or size >= BATCH_CHARS:
             yield batch
             batch, size = [], 0
@@ -83,7 +83,8 @@ def _batches(rows: Iterator[tuple[int, Row]]) -> Iterator[Batch]:
         yield batch
 
 
-def _characters(row: Row) -> int:
+def characters(row: Row) -> int:
+    """Characters of a conversation's text and messages; of an error none."""
     if isinstance(row, RowError):
         return 0
     size = len(row.text)
