@@ -90,13 +90,6 @@ def test_template_bytes_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "chat_template.jinja").read_bytes() == inline.encode() == tokenizer.chat_template.encode()
 
 
-def test_several_named_templates_are_refused(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = {"default": CHATML, "tool_use": CHATML}
-    with pytest.raises(ModelError, match="2 named chat templates"):
-        save_tokenizer(tokenizer, tmp_path)
-
-
 def test_a_folder_without_a_tokenizer_is_an_error(folder: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).unlink()

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from safetensors.torch import save as library_bytes
+from tests.train.linear_layers import LinearLayers
 from tests.train.memory_run import ALONE
-from torch import nn
 
 from sengi import storage
 from sengi.disk import disk
@@ -86,25 +86,13 @@ def held() -> Iterator[Held]:
     fault.go.set()
 
 
-class Model(nn.Module):
-    """Two layers where a training has its language model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lm: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-        self.lm._weight_conversions, self.lm.config = [], None  # of its family's files: as they are
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.lm(x)
-
-
 class Run:
     """A model of two layers, its optimizer, and a saver into a folder."""
 
     def __init__(self, folder: Path, background: bool = True) -> None:
         torch.manual_seed(0)
         self.folder, self.notes, self.published = folder, Notes(), []
-        self.model = Model()
+        self.model = LinearLayers(3, 4, 2)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1, fused=True)
         self.saver = Saver(folder, ALONE, self.notes, background, lambda path: self.published.append(path.name))
 

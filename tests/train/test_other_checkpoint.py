@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.train.linear_layers import LinearLayers
 from tests.train.memory_run import ALONE
 from torch import nn
 
@@ -62,10 +63,9 @@ def test_ways_to_shard_and_to_save_may_change(tmp_path: Path) -> None:
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, sizes: tuple[int, ...], text: str) -> None:
     def parts(*sizes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-        widths = list(zip((4, *sizes), sizes, strict=False)) or [(4, 5)]
-        model = nn.Sequential(*(nn.Linear(*width) for width in widths))
+        model = LinearLayers(4, *(sizes or (5,)))
         if not sizes:
-            model = nn.Sequential(nn.Identity(), model[0])
+            model.lm.insert(0, nn.Identity())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
         model(torch.ones(1, 4)).sum().backward()
         optimizer.step()
