@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ class LinearLayers(nn.Module):
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
-        layers = (nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        layers = (nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.lm: Any = nn.Sequential(*layers)
         self.lm._weight_conversions, self.lm.config = [], None  # of its family's files: as they are
 
