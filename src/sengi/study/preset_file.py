@@ -19,10 +19,8 @@ from sengi.recipe_sources import ResolvedRecipe, dump_yaml, read_preset, resolve
 from sengi.study.dimensions import OWN_KEYS, Space, options
 from sengi.study.study_file import study_from
 from sengi.study.study_presets import EPOCHS, EPOCHS_REASON, LENGTH_PHASES, StudyPreset, check_preset, family
-from sengi.train.data_size import DECIDE, epoch_samples
-from sengi.train.distributed import start_world
+from sengi.train.data_size import epoch_samples, phase_names
 from sengi.train.observer import Observer
-from sengi.train.setup import open_data
 
 SEEDS = [1, 2]  # one says nothing of chance; each more costs as much again
 WIDTH = 118  # characters of a comment line
@@ -91,12 +89,6 @@ def preset_file(name: str, recipe: Path, overrides: Sequence[str], scale: bool, 
     study_from(dict(values), dict.fromkeys(values, f"study preset {name}"), Path(f"study preset {name}"))
     made.text = _comments(preset, stages, made) + dump_yaml(values, short=True)
     return made
-
-
-def phase_names(recipe: Recipe, observer: Observer) -> list[str]:
-    """Phases that the data entries or the rows name, empty for samples without one; the store is there already."""
-    stacked = resolve_recipe(values=recipe.model_dump(mode="json", include=DECIDE))
-    return open_data(stacked, start_world(), observer, None)[1].phase_names
 
 
 def _asked(resolved: ResolvedRecipe) -> dict[str, Any]:

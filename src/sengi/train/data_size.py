@@ -1,7 +1,9 @@
-"""How many samples an epoch has: counted from the token store, as the plan of a run counts them."""
+"""What a recipe's data hold, read from the token store: samples of an epoch, as a plan counts them, and phases."""
 
 from __future__ import annotations
 
+from sengi.data.phases import RunOrder
+from sengi.data.store import TokenStore
 from sengi.recipe import Recipe
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.distributed import start_world
@@ -21,5 +23,15 @@ def epoch_samples(recipe: Recipe, observer: Observer) -> int:
     Raises:
         InputError: the model or the data cannot be used.
     """
+    return _open(recipe, observer)[1].epoch_size
+
+
+def phase_names(recipe: Recipe, observer: Observer) -> list[str]:
+    """Phases that the data entries or the rows name, empty for samples without one; arguments and errors as above."""
+    return _open(recipe, observer)[0].phase_names
+
+
+def _open(recipe: Recipe, observer: Observer) -> tuple[TokenStore, RunOrder]:
     stacked = resolve_recipe(values=recipe.model_dump(mode="json", include=DECIDE))
-    return open_data(stacked, start_world(), observer, None)[2].epoch_size
+    _, store, steps = open_data(stacked, start_world(), observer, None)
+    return store, steps
