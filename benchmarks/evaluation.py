@@ -38,11 +38,17 @@ SUBJECTS = (
 
 @dataclass(frozen=True)
 class Block:
-    """Tasks that are asked together, and their number of examples; ``share`` of --limit questions a task."""
+    """Tasks that are asked together, and their number of examples.
+
+    Attributes:
+        share: of --limit questions a task.
+        batch_tokens: ours runs once with each of these.
+    """
 
     tasks: tuple[str, ...]
     num_fewshot: int | None
     share: float = 1.0
+    batch_tokens: tuple[int, ...] = (4096,)
 
 
 BLOCKS = {
@@ -51,7 +57,7 @@ BLOCKS = {
     "arc": Block(("arc_easy", "arc_challenge"), 0, 2.0),
     "winogrande": Block(("winogrande",), 0, 4.0),
     "truthfulqa": Block(("truthfulqa_mc2",), 0, 1.0),
-    "gsm8k": Block(("gsm8k_cot",), None, 1.0),
+    "gsm8k": Block(("gsm8k_cot",), None, 1.0, (4096, 1536)),
 }
 
 
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--peer-batch", type=int, default=8, help="second batch size of hf")
     options.add_argument("--threads", type=int, default=0, help="threads of torch; its own choice at 0")
     given = options.parse_args(arguments)
-    compared = [Comparison.of(name, given) for name in given.blocks.split(",")]
+    compared = [comparison for name in given.blocks.split(",") for comparison in _compare(name, given)]
     show([_answers_table(compared), _speed_table(compared)], given.json)
 
 
@@ -79,24 +85,6 @@ class Comparison:
     hf_batched: dict[str, Any]
     peer_batch: int
 
-    @classmethod
-    def of(cls, name: str, given: Any) -> Comparison:
-        """Run both sides on a block, ours between the two runs of the peer."""
-        block = BLOCKS[name]
-        limit = max(1, int(given.limit * block.share))
-        request = {
-            "model": str(resolve_model(given.model)),
-            "tasks": block.tasks,
-            "num_fewshot": block.num_fewshot,
-            "data_root": str(given.data_root),
-            "threads": given.threads,
-        }
-        batched = {"backend": "hf", "batch_size": given.peer_batch, "limit": max(1, limit // 5)}
-        hf_batched = _worker({**request, **batched})
-        ours = _worker({**request, "backend": "sengi", "limit": limit})
-        hf = _worker({**request, "backend": "hf", "batch_size": 1, "limit": limit})
-        return cls(name, ours, hf, hf_batched, given.peer_batch)
-
     def pairs(self) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         """(task, our answer, the peer's) of every question; both were asked the same."""
         found = []
@@ -105,6 +93,28 @@ class Comparison:
                 assert (theirs["id"], theirs["prompt"]) == (ours["id"], ours["prompt"])
                 found.append((task, ours, theirs))
         return found
+
+
+def _compare(name: str, given: Any) -> list[Comparison]:
+    """Run both sides on a block, ours between the two runs of the peer; an entry for each of our budgets."""
+    block = BLOCKS[name]
+    limit = max(1, int(given.limit * block.share))
+    request = {
+        "model": str(resolve_model(given.model)),
+        "tasks": block.tasks,
+        "num_fewshot": block.num_fewshot,
+        "data_root": str(given.data_root),
+        "threads": given.threads,
+    }
+    batched = {"backend": "hf", "batch_size": given.peer_batch, "limit": max(1, limit // 5)}
+    hf_batched = _worker({**request, **batched})
+    ours = [
+        _worker({**request, "backend": "sengi", "limit": limit, "batch_tokens": tokens})
+        for tokens in block.batch_tokens
+    ]
+    hf = _worker({**request, "backend": "hf", "batch_size": 1, "limit": limit})
+    names = [name, *(f"{name}, {tokens} tokens" for tokens in block.batch_tokens[1:])]
+    return [Comparison(label, run, hf, hf_batched, given.peer_batch) for label, run in zip(names, ours, strict=True)]
 
 
 def _worker(request: dict[str, Any]) -> dict[str, Any]:

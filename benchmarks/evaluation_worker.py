@@ -51,7 +51,8 @@ def _backend(request: dict[str, Any]) -> Any:
     if request["backend"] == "sengi":
         from sengi.harness.lm import SengiLM
 
-        return SengiLM(request["model"], progress=lambda done, total, kind: None)
+        tokens = request["batch_tokens"]
+        return SengiLM(request["model"], batch_tokens=tokens, progress=lambda done, total, kind: None)
     from lm_eval.models.huggingface import HFLM
 
     batch = request["batch_size"]

@@ -70,14 +70,22 @@ def test_one_path_is_enough(texts: list[list[int]], min_saved: int | None, batch
     assert place == tree.tokens
 
 
-# Only a node longer than a pack is cut.
+# All packs but the last are full, so that a kernel made for their shape serves them all.
 @given(sequences, st.integers(1, 12))
-def test_nodes_are_whole(texts: list[list[int]], batch: int) -> None:
+def test_packs_are_full(texts: list[list[int]], batch: int) -> None:
+    lengths = [pack.end - pack.begin for pack in PrefixTree(texts).packs(batch, 10**6)]
+    assert set(lengths[:-1]) <= {batch}
+    assert lengths[-1] <= batch
+
+
+# A node is cut where a pack is full and nowhere else.
+@given(sequences, st.integers(1, 12))
+def test_nodes_are_cut_between_packs_only(texts: list[list[int]], batch: int) -> None:
     tree = PrefixTree(texts)
-    nodes = {(pack.begin, pack.end - pack.begin) for pack in tree.nodes()}
-    pieces = {(span.begin, span.length) for pack in tree.packs(batch, 10**6) for span in pack.spans}
-    assert {node for node in nodes if node[1] <= batch} <= pieces
-    assert {n for n in nodes if n[1] > batch}.isdisjoint(pieces)
+    packs = list(tree.packs(batch, 10**6))
+    borders = {pack.begin for pack in packs}
+    nodes = {pack.begin for pack in tree.nodes()}
+    assert {span.begin for pack in packs for span in pack.spans} == nodes | borders
 
 
 # Memory is known early: the longest path comes first; at every fork, too.

@@ -34,14 +34,14 @@ from sengi.model.context import context_length
 
 OnGenerated = Callable[[list[int], list[str]], None]
 # A step reads all weights, for one row as for many: with fewer rows than these a processor waits for its memory, so
-# they may keep up to so many times the tokens that were asked for
-ROWS_WORTH, STRETCH = 8, 4
+# they may keep up to so many times the usual tokens. Who asks for fewer tokens than usual gets them.
+BATCH_TOKENS, ROWS_WORTH, STRETCH = 4096, 8, 4
 
 
 def _rows_at_a_time(prefix: int, longest: int, batch_tokens: int) -> int:
     """Rows of ``longest`` own tokens each, behind a shared prefix."""
     within, stretched = ((tokens - prefix) // longest for tokens in (batch_tokens, STRETCH * batch_tokens))
-    return max(1, within, min(ROWS_WORTH, stretched))
+    return max(1, within, min(ROWS_WORTH, stretched) if batch_tokens >= BATCH_TOKENS else 0)
 
 
 class Generator:
@@ -89,7 +89,7 @@ class Generator:
         self,
         requests: Sequence[GenerationRequest],
         *,
-        batch_tokens: int = 4096,
+        batch_tokens: int = BATCH_TOKENS,
         on_generated: OnGenerated | None = None,
     ) -> list[str]:
         """Write a text for every request.
@@ -97,8 +97,8 @@ class Generator:
         Args:
             requests: what to write.
             batch_tokens: most tokens whose keys and values are kept at a time: those of a shared prefix, and rows
-                times (longest prompt after it + longest text); up to four times as many while that makes no more
-                than eight rows.
+                times (longest prompt after it + longest text). From 4,096 on up to four times as many while that makes
+                no more than eight rows.
             on_generated: called when texts are finished with the indices of their requests and the texts.
 
         Returns:

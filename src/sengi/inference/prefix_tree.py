@@ -94,7 +94,7 @@ class PrefixTree:
         """The layout in pieces for one forward call each, in order.
 
         Args:
-            batch_tokens: most tokens of a piece; only a node longer than that is cut.
+            batch_tokens: tokens of a piece; fewer where the keys do not allow it and at the end.
             batch_keys: most keys that the spans of a piece see together, each its whole path; a piece of one span may
                 see more.
         """
@@ -103,10 +103,12 @@ class PrefixTree:
         for begin, first, last, text in zip(self._begin, self._first, self._last, self._text, strict=True):
             depth = first
             while depth < last:
-                length = min(last - depth, batch_tokens)
-                if spans and (size + length > batch_tokens or keys + depth + length > batch_keys):
+                # A node is cut where the piece is full: kernels that are made for a shape find the same one each time.
+                length = min(last - depth, batch_tokens - size)
+                if spans and (not length or keys + depth + length > batch_keys):
                     yield Pack(spans[0].begin, tuple(spans))
                     spans, size, keys = [], 0, 0
+                    continue
                 spans.append(Span(begin + depth - first, depth, length, text))
                 size, keys, depth = size + length, keys + depth + length, depth + length
         if spans:

@@ -20,7 +20,7 @@ from sengi.inference.prefix_tree import Pack, PrefixTree
 from sengi.inference.tree_attention import NAME, TreeWalk
 from sengi.model.head import LogitRule
 
-LOGITS = 2**21  # logits at a time, 8 MiB in float32: a larger matrix would be the largest tensor of a small model
+LOGITS = 2**20  # logits at a time, 4 MiB in float32: a larger matrix would be the largest tensor of a small model
 
 Chunks = Iterator[tuple[slice, Tensor]]
 
