@@ -142,6 +142,16 @@ def test_identical_models_differ_by_nothing() -> None:
     assert (got.value, got.low, got.high, got.p_value, got.detectable) == (0, 0, 0, 1, 0)
 
 
+# A coarse score is easily the same for two seeds; that makes no difference between settings certain.
+def test_seeds_with_equal_scores_make_nothing_certain() -> None:
+    first, second = ([trained(f"{value}{seed}", seed, value) for seed in (1, 2)] for value in (0.0, 0.5))
+    got = contrast(first, second, seed_spread({0: [0.0, 0.0], 1: [0.5, 0.5]}))
+    assert got is not None
+    assert got.value == 0.5
+    assert not got.sure
+    assert math.isnan(got.p_value)
+
+
 def test_the_mean_of_a_setting_has_an_interval_of_the_same_kinds() -> None:
     first, _ = simulated(np.random.default_rng(3), 0.0, seeds=3)
     spread = seed_spread({0: [run.quality for run in first]})

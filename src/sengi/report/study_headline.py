@@ -58,10 +58,11 @@ def headline(results: StudyResults, ranked: Sequence[RankedSetting], halves: Sel
     best = ranked[0]
     told = score_text(results)
     ends = f" (95% interval {told.score(best.score.low)} to {told.score(best.score.high)})"
+    ends = ends if math.isfinite(best.score.low) else ""
     so_far = "" if state == "finished" else " so far"
     answer = (
-        f"Best of {len(ranked)} settings{so_far}: {settings_text(best.settings)}, {objective_text(results.objective)} "
-        f"{told.score(best.score.value)}{ends if math.isfinite(best.score.low) else ''}."
+        f"Best of {_count(len(ranked), 'setting')}{so_far}: {settings_text(best.settings)}, "
+        f"{objective_text(results.objective)} {told.score(best.score.value)}{ends}."
     )
     sure = _sure(results, ranked, halves)
     return Headline(

@@ -130,11 +130,11 @@ def contrast(
         return _single_pair(next(iter(pairs.values())), value, blocks, runs, confidence)
     parts = [part for part in (questions, training) if part is not None]
     chance = (("questions",) if questions else ()) + ((source,) if training else ())
-    if not parts:
+    error, freedom = _add_up(parts) if parts else (math.nan, math.nan)
+    if error == 0 == value:
+        return Contrast(value, value, value, 1.0, 0.0, chance, blocks, runs)
+    if not error > 0:  # seeds that give the same score to the last digit say nothing of chance
         return Contrast(value, math.nan, math.nan, math.nan, math.nan, (), blocks, runs)
-    error, freedom = _add_up(parts)
-    if error == 0:
-        return Contrast(value, value, value, float(value == 0), 0.0, chance, blocks, runs)
     reach = float(t_quantile((1 + confidence) / 2, freedom)) * error
     p = t_two_sided(value / error, freedom)
     detectable = reach + float(t_quantile(POWER, freedom)) * error
@@ -159,9 +159,9 @@ def average(runs: Sequence[Trained], spread: SeedSpread | None, confidence: floa
     ]
     if (questions := _questions([(nothing, list(runs))], confidence)) is not None:
         parts.append(questions)
-    if not parts:
+    error, freedom = _add_up(parts) if parts else (math.nan, math.nan)
+    if not error > 0:
         return Interval(value, math.nan, math.nan, len(runs))
-    error, freedom = _add_up(parts)
     reach = float(t_quantile((1 + confidence) / 2, freedom)) * error
     return Interval(value, value - reach, value + reach, len(runs))
 
