@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sengi.inference.lent_model import lent
+from sengi.inference.onednn import HEAD_ROWS
 from sengi.inference.prefix_tree import Pack, PrefixTree
 from sengi.inference.tree_attention import NAME, TreeWalk
 from sengi.model.head import LogitRule
 
-LOGITS = 2**20  # logits at a time, 4 MiB in float32: a larger matrix would be the largest tensor of a small model
+LOGITS = 2**21  # logits at a time, 8 MiB in float32: a larger matrix would be the largest tensor of a small model
 
 Chunks = Iterator[tuple[slice, Tensor]]
 
@@ -51,7 +52,7 @@ class TreeLogits:
         """
         hidden = self._hidden(pack)[torch.as_tensor(rows - pack.begin, device=self._model.device)]
         head = self._model.get_output_embeddings()
-        step = max(1, LOGITS // head.weight.shape[0])
+        step = HEAD_ROWS if hidden.device.type == "cpu" else max(1, LOGITS // head.weight.shape[0])
         for start in range(0, len(rows), step):
             part = slice(start, min(start + step, len(rows)))
             yield part, self._rule.apply(head(hidden[part]).float())

@@ -21,6 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "sengi_documents"
+# A CPU's bfloat16 kernel has a slow backward pass for short documents: 2.7 times float32's at 64 tokens, 1.3 times at
+# 256, as long at 512 (AVX512-BF16, docs/results/throughput.md). So these are computed in float32 under autocast, too.
+FLOAT32_UP_TO = 256
 
 
 def document_attention(
@@ -74,9 +77,10 @@ def document_attention(
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks (s_aux) are not supported by padding-free attention")
     window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
-    if torch.is_autocast_enabled(query.device.type):  # queries and keys leave it, turned by positions in float32
-        number_type = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (x.to(number_type) for x in (query, key, value))
+    kind = query.device.type
+    half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if half is not None and query.is_cuda:  # queries and keys leave autocast, turned by positions in float32
+        query, key, value = (x.to(half) for x in (query, key, value))
     if takes_flash(query, value, softcap):
         if shared_keys is not None:
             key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
@@ -88,7 +92,8 @@ def document_attention(
     split = [list(x.transpose(1, 2).split(lengths, dim=1)) for x in (query, key, value)]
     if shared_tokens:
         split = [[first, *(torch.cat([first, own], dim=1) for own in rest)] for first, *rest in split]
-    pieces = [_one_document(q, k, v, scaling, window, softcap) for q, k, v in zip(*split, strict=True)]
+    with torch.autocast(kind, enabled=False):  # it would turn float32 back
+        pieces = [_one_document(q, k, v, half, scaling, window, softcap) for q, k, v in zip(*split, strict=True)]
     if shared_tokens:
         pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
     return torch.cat(pieces, dim=1), None
@@ -113,9 +118,18 @@ def takes_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
 
 
 def _one_document(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    half: torch.dtype | None,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
-    """Causal attention of (1, L, heads, D) each; (1, L, H, D)."""
+    """Causal attention of (1, L, heads, D) each, under autocast in ``half`` where that is faster; (1, L, H, D)."""
+    if half is not None:
+        number_type = half if q.is_cuda or k.shape[1] > FLOAT32_UP_TO else torch.float32
+        q, k, v = (x.to(number_type) for x in (q, k, v))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return _causal(q, k, v, scale, window, softcap).transpose(1, 2)
 
