@@ -143,5 +143,5 @@ def test_bad_adapters_are_refused(tmp_path: Path, config: object, weights: str, 
 def test_without_peft_it_says_so(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     config = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
-    with pytest.raises(ModelError, match="needs peft; pip install peft, or merge it into its base"):
+    with pytest.raises(ModelError, match=r"needs peft; pip install 'sengi\[lora\]', or merge it into its base"):
         SengiLM(write_adapter(tmp_path / "adapter", config), device="cpu")

@@ -333,3 +333,9 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
     found = np.array([score.sum for score in scorer.score(requests)])
     expected = np.array([one_by_one(plain, request).sum for request in requests])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 if dtype == torch.float32 else 1.0)
+
+
+# No more tokens at a time than the longest text alone would take, but enough for the matrix products.
+@pytest.mark.parametrize(("longest", "tokens"), [(1, 256), (256, 256), (257, 384), (400, 512), (3000, 512)])
+def test_tokens_of_a_call_on_a_cpu(longest: int, tokens: int) -> None:
+    assert loglikelihood._cpu_tokens(longest) == tokens

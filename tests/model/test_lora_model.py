@@ -202,7 +202,7 @@ def test_what_is_missing_is_named(base: Path, adapter: Path, monkeypatch: pytest
     with pytest.raises(ModelError, match=r"load_in_4bit: true needs bitsandbytes; pip install 'sengi\[qlora\]'"):
         lora.check_method(base, lora_recipe(load_in_4bit=True))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModelError, match="use_peft: true needs peft; pip install peft"):
+    with pytest.raises(ModelError, match=r"use_peft: true needs peft; pip install 'sengi\[lora\]'"):
         lora.check_method(base, lora_recipe())
 
 

@@ -16,7 +16,7 @@ from tests.mt_bench.judge_server import Asked, JudgeServer, Say
 
 from sengi.errors import InputError, SengiError
 from sengi.mt_bench import client
-from sengi.mt_bench.client import JudgeClient, Refusal, Reply, retry_after
+from sengi.mt_bench.client import JudgeClient, Refusal, Reply, judge_key, retry_after
 from sengi.mt_bench.options import MTBenchOptions
 
 MESSAGES = [{"role": "system", "content": "You judge."}, {"role": "user", "content": "Rate."}]
@@ -152,7 +152,10 @@ def test_an_endpoint_without_a_list_of_models_is_reached(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Say("wrong key", status=401), "check the key in the environment variable OPENAI_API_KEY"),
+        (
+            Say("wrong key", status=401),
+            "it wants a key: name .* by --judge-key-env",
+        ),
         (Say("not yours", status=403), "may do"),
         (Say("no such model", status=404), "--judge-model judge"),
         (Say("pay first", status=429, code="insufficient_quota"), "no quota left"),
@@ -231,11 +234,15 @@ def test_the_key_comes_from_the_named_variable_and_is_never_repeated(
 
 
 def test_a_key_of_another_service_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Rule: the openai package falls back to OPENAI_API_KEY; an endpoint whose own variable is empty must not get it.
+    # Rule: the openai package falls back to OPENAI_API_KEY; nobody but OpenAI must get it unasked.
     monkeypatch.setenv("OPENAI_API_KEY", "sk-somebody-elses")
-    with JudgeServer(script(Say())) as server:
-        ask(make_options(tmp_path, server.url, judge_api_key_env="NOT_SET"))
-    assert "sk-somebody-elses" not in str(server.asked[0].headers)
+    for name in ("", "NOT_SET"):
+        with JudgeServer(script(Say())) as server:
+            ask(make_options(tmp_path, server.url, judge_api_key_env=name))
+        assert "sk-somebody-elses" not in str(server.asked[0].headers)
+    with pytest.raises(InputError, match=r"holds the key of judge\.example"):
+        JudgeClient(make_options(tmp_path, "https://judge.example/v1"))
+    assert judge_key(make_options(tmp_path, "https://api.openai.com/v1")) == "sk-somebody-elses"
 
 
 def test_a_missing_key_is_an_error_for_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_an_existing_folder_must_be_empty(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_world(tmp_path / "empty", 100, 0)
     before = contents(tmp_path / "empty")
-    with pytest.raises(InputError, match="not an empty folder; choose another OUT"):
+    with pytest.raises(InputError, match="not an empty folder; choose another folder"):
         write_world(tmp_path / "empty", 100, 1)
     assert contents(tmp_path / "empty") == before
 
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file: exists and is not an empty folder"):
         write_world(tmp_path / "file", 100, 0)
-    with pytest.raises(InputError, match=r"cannot be made a folder .*choose another OUT"):
+    with pytest.raises(InputError, match=r"cannot be made a folder .*choose another folder"):
         write_world(tmp_path / "file" / "below", 100, 0)
 
 

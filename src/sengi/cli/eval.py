@@ -27,7 +27,7 @@ class JudgeOptions:
             or under --output.
         judge_url: Address of an OpenAI-compatible endpoint that judges.
         judge_model: Name of the judge there.
-        judge_key_env: Environment variable that holds the judge's key.
+        judge_key_env: Environment variable that holds the judge's key; OPENAI_API_KEY for OpenAI's own address.
         judge_concurrency: Most requests to the judge at once.
         judge_timeout: Seconds to wait for one judgement.
         judge_repeat: Share of judgements made twice, to measure the judge's noise.
@@ -36,7 +36,7 @@ class JudgeOptions:
     mt_bench: Path | None = None
     judge_url: str | None = None
     judge_model: str | None = None
-    judge_key_env: str = "OPENAI_API_KEY"
+    judge_key_env: str = ""
     judge_concurrency: int = 8
     judge_timeout: float = 120.0
     judge_repeat: float = 0.1

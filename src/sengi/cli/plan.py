@@ -27,7 +27,7 @@ def plan(
     Args:
         recipe: Recipe file (YAML).
         set_: key=value on top of the recipe; may be given several times.
-        probe: Measure the gradient noise of the model on the data with so many micro-batches (16 or more), which tells
+        probe: Measure the gradient noise of the model on the data with so many micro-batches (8 or more), which tells
             the batch size at which noise stops to matter. Loads the model, trains nothing.
         json: Print one JSON object instead: the plan, its advice and the measurement.
     """

@@ -1,7 +1,7 @@
 """The token store: every sample of a data set as token ids and loss mask, memory-mapped and shared by all runs.
 
-A store is a folder named by a fingerprint of the data files' content, the tokenizer with its template and the
-options that decide what is in it; the same request finds the same store and opens it at once.
+A store is a folder named by a fingerprint of the data files (content, paths, phases), the tokenizer with its
+template and the options that decide what is in it; the same request finds the same store and opens it at once.
 
     ids.bin      int32 (tokens,)     token ids of all samples, end to end
     mask.bin     uint8 (tokens,)     1 where the token is supervised

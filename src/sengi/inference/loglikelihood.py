@@ -18,13 +18,15 @@ from transformers import PreTrainedModel
 from sengi.errors import InputError
 from sengi.inference.lent_model import lent, rope_limit
 from sengi.inference.not_finite import not_finite
-from sengi.inference.onednn import through_onednn
+from sengi.inference.onednn import PACK_MULTIPLE, through_onednn
 from sengi.inference.prefix_tree import PrefixTree
 from sengi.inference.token_logits import Chunks, PlainLogits, TreeLogits, shares_prefixes
 from sengi.inference.tree_attention import NAME
 from sengi.model.context import context_length
 
-CPU_TOKENS = 256  # in a forward call on the CPU: 512 took 10 to 30 MB more and 3% to 5% less time (SmolLM2-135M)
+# Tokens of a forward call on the CPU, least and most: more take memory (512 took 10 to 30 MB more than 256 with
+# SmolLM2-135M) and little less time (3% to 5%). Between them, as many as the longest text alone would take.
+CPU_TOKENS = 256, 512
 KEYS_PER_TOKEN = 16  # keys that the nodes of a pack see, over the token budget: CUDA's kernel has to gather them
 
 Request = tuple[Sequence[int], Sequence[int]]
@@ -104,7 +106,7 @@ class Scorer:
         tree = PrefixTree(sequences, None) if plain else PrefixTree(sequences)
         logits = PlainLogits(self._model, tree) if plain else TreeLogits(self._model, tree)
         targets = _Targets(tree, run.requests, chosen)
-        size = min(batch_tokens, CPU_TOKENS) if self._model.device.type == "cpu" else batch_tokens
+        size = min(batch_tokens, _cpu_tokens(tree.longest)) if self._model.device.type == "cpu" else batch_tokens
         with ExitStack() as stack:
             if not plain:
                 stack.enter_context(lent(self._model, NAME))
@@ -133,6 +135,11 @@ class Scorer:
                     f"request {index}: {length} tokens, the model reads at most {self._limit} "
                     "(max_position_embeddings); shorten the context, for example with fewer few-shot examples"
                 )
+
+
+def _cpu_tokens(longest: int) -> int:
+    least, most = CPU_TOKENS
+    return min(max(least, longest + -longest % PACK_MULTIPLE), most)
 
 
 class _Targets:

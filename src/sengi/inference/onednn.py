@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 # oneDNN makes a kernel for every shape it meets and keeps about a thousand of them, 150 kB each. So it gets shapes
-# that come again: full packs, and rows of the output head by so many.
+# that come again: full packs, and up to so many rows of the output head.
 PACK_MULTIPLE, HEAD_ROWS = 128, 16
 
 
@@ -47,8 +47,8 @@ def _is_plain(layer: nn.Linear) -> bool:
 def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
     """(..., in) to (..., out)."""
     rows = values.numel() // layer.in_features
-    comes_again = rows == HEAD_ROWS or (rows and rows % PACK_MULTIPLE == 0)
-    if values.dtype != torch.float32 or not comes_again:
+    comes_again = rows <= HEAD_ROWS or rows % PACK_MULTIPLE == 0
+    if values.dtype != torch.float32 or not rows or not comes_again:
         return nn.functional.linear(values, layer.weight, layer.bias)
     # What torch.compile takes for the same layer; it has no public name and no gradient
     result: Tensor = torch.ops.mkldnn._linear_pointwise(values, layer.weight, layer.bias, "none", [], "")

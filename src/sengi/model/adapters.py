@@ -190,7 +190,8 @@ def import_peft(what: str) -> Any:
         import peft
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{what} needs peft; pip install peft, or merge it into its base where peft is (sengi export --merge)"
+            f"{what} needs peft; pip install 'sengi[lora]', or merge it into its base where peft is "
+            "(sengi export --merge)"
         ) from error
     return peft
 

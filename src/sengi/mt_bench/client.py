@@ -219,9 +219,12 @@ class JudgeClient:
 
     def _refused(self, error: Any) -> InputError:
         status = int(error.status_code)
+        variable = self._options.key_variable
         cure = {
-            401: f"check the key in the environment variable {self._options.judge_api_key_env} (--judge-key-env)",
-            403: f"check what the key in {self._options.judge_api_key_env} may do (--judge-key-env)",
+            401: f"check the key in the environment variable {variable}"
+            if variable
+            else "it wants a key: name the environment variable that holds it by --judge-key-env",
+            403: f"check what the key in {variable} may do (--judge-key-env)",
             404: f"check --judge-url and --judge-model {self._options.judge_model}",
             429: "the account has no quota left; top it up, then run the same command again",
         }.get(status, f"check --judge-url and --judge-model {self._options.judge_model}")
@@ -244,9 +247,14 @@ def judge_key(options: MTBenchOptions) -> str:
     Raises:
         InputError: the variable is not set, or holds what no HTTP header can carry.
     """
-    name = options.judge_api_key_env
+    name, host = options.key_variable, urlsplit(options.judge_base_url).hostname
     key = os.environ.get(name, "").strip() if name else ""
-    if not key and urlsplit(options.judge_base_url).hostname not in LOOPBACK:
+    if not name and host not in LOOPBACK:
+        raise InputError(
+            f"--judge-key-env: not given; name the environment variable that holds the key of {host} "
+            "(with any word in it for an endpoint that wants none)"
+        )
+    if not key and host not in LOOPBACK:
         raise InputError(
             f"--judge-key-env {name}: this environment variable is not set; put the judge's key into it "
             "(any word for an endpoint that wants none)"

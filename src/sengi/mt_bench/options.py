@@ -12,6 +12,7 @@ from sengi.errors import InputError
 MAX_NEW_TOKENS = 1024  # of an answer, as FastChat's gen_model_answer.py
 JUDGE_MAX_TOKENS = 2048  # of a judgement, as FastChat's run_judge_single
 JUDGE_TEMPERATURE = 0.0
+OPENAI = "api.openai.com"
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class MTBenchOptions:
         judge_base_url: address of an OpenAI-compatible endpoint, for example ``http://localhost:8000/v1``.
         judge_model: name of the judge there.
         output: folder for ``model_answer/``, ``model_judgment/`` and ``cache/``; may be ``data`` itself.
-        judge_api_key_env: NAME of the environment variable that holds the key; an endpoint on this machine may do
-            without one. The key itself is never written.
+        judge_api_key_env: NAME of the environment variable that holds the key; not needed for an endpoint on this
+            machine, and ``OPENAI_API_KEY`` for OpenAI's own address. The key itself is never written.
         concurrency: most requests to the judge at once.
         timeout: seconds for one judgement, from request to the last byte of the reply.
         max_retries: how often a failed request is sent again (rate limit, server error, timeout, lost connection);
@@ -41,12 +42,18 @@ class MTBenchOptions:
     judge_base_url: str
     judge_model: str
     output: Path
-    judge_api_key_env: str = "OPENAI_API_KEY"
+    judge_api_key_env: str = ""
     concurrency: int = 8
     timeout: float = 120.0
     max_retries: int = 8
     repeat_share: float = 0.1
     limit: int | None = None
+
+    @property
+    def key_variable(self) -> str:
+        """Name of the environment variable that holds the judge's key; OpenAI's key goes to nobody else unasked."""
+        is_openai = urlsplit(self.judge_base_url).hostname == OPENAI
+        return self.judge_api_key_env or ("OPENAI_API_KEY" if is_openai else "")
 
     def __post_init__(self) -> None:
         url = urlsplit(self.judge_base_url)

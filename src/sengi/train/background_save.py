@@ -1,7 +1,7 @@
 """Checkpoints written while training goes on: a copy in memory, a thread for the files, one save at a time.
 
 What training waits for is the copy. The thread writes and flushes this rank's files and talks to nobody: messages
-between ranks belong to the main thread, which asks at each micro-batch (on a GPU: each step) whether all ranks are done
+between ranks belong to the main thread, which asks at each micro-batch whether all ranks are done
 and then publishes. Until that moment the save does not exist; a run that is killed goes on from the one before.
 
 A save that training waits for anyway (the last one, one before a stop, one that is scored at once) and one for whose

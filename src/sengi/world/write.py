@@ -103,11 +103,11 @@ def _prepare(out: Path) -> None:
     """Make the folders; refuse what is not a new or empty folder."""
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out}: exists and is not an empty folder; choose another OUT or empty it first")
+            raise InputError(f"{out}: exists and is not an empty folder; choose another folder or empty it first")
         for name in ("train", "eval"):
             (out / name).mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another OUT") from error
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another folder") from error
 
 
 def _row(phase: str, name: str, row: Row) -> dict[str, Any]:
