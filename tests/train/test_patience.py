@@ -82,3 +82,9 @@ def test_a_request_that_came_before_takes_effect_before_the_work(tmp_path: Path)
         with pytest.raises(StoppedByRequest):
             on_first_patiently(ALONE, RunFolder(tmp_path), stop, lambda: pytest.fail("it ran"))
         assert stop.patient  # as before
+
+
+# Setting up has neither a run folder nor a request to heed, but may tokenize for hours.
+def test_before_there_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "HEARTBEAT", 0.01)
+    assert on_first_patiently(ALONE, None, None, lambda: time.sleep(0.1) or 5) == 5

@@ -22,7 +22,7 @@ from sengi.environment import ask_for_huge_pages
 from sengi.train.parent import die_with
 
 STALL_TIMEOUT = 300  # seconds a rank may keep the others waiting in a step before all stop (torch: 1,800)
-CONTROL_TIMEOUT = 7200  # the same between steps, where rank 0 may tokenize, score questions or save alone
+CONTROL_TIMEOUT = 7200  # the same between steps, where rank 0 may save alone
 
 
 @dataclass(frozen=True)

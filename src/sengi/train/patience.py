@@ -17,15 +17,17 @@ from sengi.train.run_folder import HEARTBEAT, RunFolder
 from sengi.train.stopping import StopRequest
 
 
-def on_first_patiently(world: World, folder: RunFolder, stop: StopRequest, work: Callable[[], Any]) -> Any:
+def on_first_patiently(
+    world: World, folder: RunFolder | None, stop: StopRequest | None, work: Callable[[], Any]
+) -> Any:
     """Run ``work`` on rank 0 only, for as long as it takes; its JSON result, or its error, on every rank.
 
     A request to stop ends the work at once on rank 0: whatever is worth keeping was saved before.
 
     Args:
         world: the processes of the run; all call this together.
-        folder: its status.json gets its heartbeat meanwhile.
-        stop: the run's stop request.
+        folder: its status.json gets its heartbeat meanwhile; None before there is one.
+        stop: the run's stop request; None before the run takes any.
         work: must not talk to other ranks.
 
     Raises:
@@ -38,7 +40,7 @@ def on_first_patiently(world: World, folder: RunFolder, stop: StopRequest, work:
     result, failure = None, None
     with _signs_of_life(world, folder):
         try:
-            with stop.at_once():
+            with stop.at_once() if stop is not None else contextlib.nullcontext():
                 result = work()
         except Exception as error:  # the others are told below
             failure = error
@@ -53,14 +55,15 @@ def on_first_patiently(world: World, folder: RunFolder, stop: StopRequest, work:
 
 
 @contextlib.contextmanager
-def _signs_of_life(world: World, folder: RunFolder) -> Any:
+def _signs_of_life(world: World, folder: RunFolder | None) -> Any:
     """A thread that writes the heartbeat and answers the ranks that wait."""
     done = threading.Event()
 
     def tell() -> None:
         while not done.wait(HEARTBEAT):
-            with contextlib.suppress(StorageError):  # a missed heartbeat must not end the run
-                folder.status(now=False)
+            if folder is not None:
+                with contextlib.suppress(StorageError):  # a missed heartbeat must not end the run
+                    folder.status(now=False)
             try:
                 world.any(True)
             except RuntimeError:  # another rank is gone; the next message to it fails on this rank, too

@@ -28,6 +28,7 @@ from sengi.train.distributed import World
 from sengi.train.memory_fit import fit
 from sengi.train.observer import Observer
 from sengi.train.optimizer_states import check_optimizer
+from sengi.train.patience import on_first_patiently
 from sengi.train.run_plan import RunPlan, make_plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -82,7 +83,7 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         found = find_contamination(recipe, suite, suite_data, own=True, progress=observer.comparing)
         return [asdict(report) for report in found]
 
-    contamination = [OverlapReport(**entry) for entry in world.on_first(compare)]
+    contamination = [OverlapReport(**entry) for entry in on_first_patiently(world, None, None, compare)]
     cost = cost_without_weights(folder, recipe)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
@@ -156,7 +157,7 @@ def open_data(
         InputError: the model or the data cannot be used.
     """
     recipe = resolved.recipe
-    folder = Path(world.on_first(lambda: str(resolve_model(recipe.model_name_or_path))))
+    folder = Path(on_first_patiently(world, None, None, lambda: str(resolve_model(recipe.model_name_or_path))))
     world.on_first(lambda: check_method(folder, recipe))
     store = _open(recipe.data, folder, resolved, world, observer, _template_date(earlier))
     by = recipe.phasing.by
@@ -174,14 +175,14 @@ def _open(
     observer: Observer,
     today: date | None,
 ) -> TokenStore:
-    """A store, built by rank 0 if it is not there; the other ranks wait and open it."""
+    """A store, built by rank 0 if it is not there, which may take hours; the other ranks wait and open it."""
     options = StoreOptions(resolved.recipe.max_length, resolved.recipe.overlong)
 
     def build() -> str:
         tokenizer = load_tokenizer(folder)
         return str(open_store(entries, tokenizer, options, today=today, progress=observer.tokenizing).path)
 
-    return TokenStore(Path(world.on_first(build)))
+    return TokenStore(Path(on_first_patiently(world, None, None, build)))
 
 
 def _template_date(earlier: dict[str, Any] | None) -> date | None:
