@@ -7,7 +7,7 @@ messages); ``reason`` says why the default is what it is. Where the values come 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -236,15 +236,27 @@ def field_names() -> list[str]:
 
 
 def documented_names() -> list[str]:
-    """Recipe keys with those inside ``phases``, as ``phases.by``."""
-    inside = {"phases": [f"phases.{name}" for name in Phases.model_fields]}
-    return [name for key in field_names() for name in (key, *inside.get(key, []))]
+    """Recipe keys with those inside ``data`` and ``phases``, as ``phases.by``."""
+    return [name for key in field_names() for name in (key, *(f"{key}.{part}" for part in _fields_inside(key)))]
 
 
 def field_of(key: str) -> FieldInfo:
-    """The schema's entry of a key, or of one inside ``phases``."""
+    """The schema's entry of a key, or of one inside ``data`` or ``phases``."""
     head, _, inside = key.partition(".")
-    return Phases.model_fields[inside] if inside else Recipe.model_fields[head]
+    return _fields_inside(head)[inside] if inside else Recipe.model_fields[head]
+
+
+def _fields_inside(key: str) -> dict[str, FieldInfo]:
+    inside: dict[str, dict[str, FieldInfo]] = {"data": DataEntry.model_fields, "phases": Phases.model_fields}
+    return inside.get(key, {})
+
+
+def values_of(key: str) -> list[str]:
+    """The words that ``key``, or each entry of it, can be; empty where it takes other values, too."""
+    kind = field_of(key).annotation
+    if get_origin(kind) is list:
+        kind = get_args(kind)[0]
+    return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
 def default_reason(key: str, recipe: Recipe | None = None) -> str:

@@ -148,12 +148,16 @@ def schema(*, json: bool = False, markdown: bool = False) -> int:
     """
     import json as json_module
 
-    from sengi.recipe import Recipe, default_reason, description, documented_names, field_of
+    from sengi.recipe import Recipe, default_reason, description, documented_names, field_of, values_of
 
     if json:
         out.file.write(json_module.dumps(Recipe.model_json_schema(), indent=2) + "\n")
         return 0
-    rows = [(key, default_text(field_of(key)), description(key), default_reason(key)) for key in documented_names()]
+    rows = []
+    for key in documented_names():
+        values = ", ".join(f"``{value}``" for value in values_of(key))
+        what = f"{description(key)} Values: {values}." if values else description(key)
+        rows.append((key, default_text(field_of(key)), what, default_reason(key)))
     if markdown:
         out.file.write(reference_page(rows))
         return 0
@@ -190,7 +194,7 @@ def reference_page(rows: list[tuple[str, str, str, str]]) -> str:
             for row in rows
         ],
         "",
-        "An entry of `data` or `eval_data` has `path`, `phase` and `weight`; a plain string is a path.",
+        "An entry of `eval_data` has the keys of one of `data`; a plain string is a path.",
         "",
     ]
     return "\n".join(lines)
