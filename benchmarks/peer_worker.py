@@ -82,10 +82,13 @@ def peak_bytes() -> int:
 
 def arguments(request: Mapping[str, Any]) -> dict[str, Any]:
     """What the trainer's configuration is given: the common part, then the setting's own."""
+    import torch
+
     bfloat16 = request["dtype"] == "bfloat16"
     common = {
         "output_dir": tempfile.mkdtemp(prefix="sengi-peer-"),
         "bf16": bfloat16,
+        "use_cpu": not torch.cuda.is_available(),  # bf16 is refused on a CPU that was not asked for
         "gradient_accumulation_steps": request["rows"],
         "num_train_epochs": 1000,
         "learning_rate": request["learning_rate"],
