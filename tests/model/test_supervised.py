@@ -129,13 +129,14 @@ def test_attention_computes_in_the_type_of_the_run(name: str, monkeypatch: pytes
         return real(*qkv, **options)
 
     monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
-    pack = make_pack(some_documents())
+    pack, model = make_pack(some_documents()), prepared(name)
     with torch.autocast("cpu", torch.bfloat16):
-        prepared(name)(pack, torch.ones(len(pack.targets)))
+        seen.clear()
+        model(pack, torch.ones(len(pack.targets)))
         assert seen == {torch.float32}  # faster on a CPU where documents are short
         seen.clear()
         monkeypatch.setattr(attention, "FLOAT32_UP_TO", 0)
-        prepared(name)(pack, torch.ones(len(pack.targets)))
+        model(pack, torch.ones(len(pack.targets)))
     assert seen == {torch.bfloat16}
 
 
