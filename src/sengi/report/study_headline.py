@@ -86,6 +86,7 @@ def _sure(results: StudyResults, ranked: Sequence[RankedSetting], halves: Select
         named = "; ".join(settings_text(one.settings) for one in ties[:NAMED])
         more = f"; and {len(ties) - NAMED} more" if len(ties) > NAMED else ""
         said = f"{len(worse)} of {_count(len(others), 'other setting')} {'is' if len(worse) == 1 else 'are'}"
+        said = said if worse else "No other setting is"
         lines.append(f"{said} shown to be worse. Not told apart from the best: {named}{more}.")
     if max(len(one.runs) for one in ranked) == 1:
         lines.append("Every setting ran with one seed: the chance of training itself is not counted.")
