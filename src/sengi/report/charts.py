@@ -111,6 +111,8 @@ def _figure(curve: Curve, x_range: Any) -> Any:
 
 def calm(plot: Any) -> None:
     """Thin lines, no boxes, nothing painted behind: the page shines through in both themes."""
+    from bokeh.models import BasicTickFormatter
+
     plot.background_fill_color = plot.border_fill_color = None
     plot.outline_line_color = None
     plot.toolbar.logo = None
@@ -127,7 +129,9 @@ def calm(plot: Any) -> None:
         axis.major_label_text_color = axis.axis_label_text_color = MUTED
         axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
         axis.axis_label_text_font_style = "normal"
-    plot.xaxis.formatter.use_scientific = False
+    for axis in plot.xaxis:
+        if isinstance(axis.formatter, BasicTickFormatter):  # that of a logarithmic axis has no such switch
+            axis.formatter.use_scientific = False
     plot.y_range.range_padding = 0.08
 
 
