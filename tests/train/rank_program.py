@@ -48,7 +48,7 @@ def long_work(world: World, out: Path, work: Callable[[], Any]) -> Any:
         return work()
 
     patience.HEARTBEAT = 0.02
-    return patience.on_first_patiently(world, RunFolder(out), StopRequest(), slowly)
+    return patience.on_first_patiently(world, slowly, RunFolder(out), StopRequest())
 
 
 def talk(world: World, out: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_the_heartbeat_goes_on_while_the_work_says_nothing(tmp_path: Path, monke
                 seen.append(now)
         return seen
 
-    seen = on_first_patiently(ALONE, folder, StopRequest(), work)
+    seen = on_first_patiently(ALONE, work, folder, StopRequest())
     assert len(seen) == 4
     last = heartbeat(tmp_path)
     time.sleep(0.1)
@@ -49,7 +49,7 @@ def test_an_error_is_passed_on(tmp_path: Path) -> None:
         raise InputError("no such task")
 
     with pytest.raises(InputError, match="no such task"):
-        on_first_patiently(ALONE, RunFolder(tmp_path), StopRequest(), fail)
+        on_first_patiently(ALONE, fail, RunFolder(tmp_path), StopRequest())
 
 
 def swallowed() -> None:
@@ -71,7 +71,7 @@ def plainly() -> None:
 def test_a_request_takes_effect_at_once(tmp_path: Path, work: Callable[[], None]) -> None:
     began = time.monotonic()
     with StopRequest() as stop, pytest.raises(StoppedByRequest, match="stopped by SIGTERM, nothing is lost"):
-        on_first_patiently(ALONE, RunFolder(tmp_path), stop, work)
+        on_first_patiently(ALONE, work, RunFolder(tmp_path), stop)
     assert time.monotonic() - began < 30
 
 
@@ -80,11 +80,11 @@ def test_a_request_that_came_before_takes_effect_before_the_work(tmp_path: Path)
         stop.patient = True
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedByRequest):
-            on_first_patiently(ALONE, RunFolder(tmp_path), stop, lambda: pytest.fail("it ran"))
+            on_first_patiently(ALONE, lambda: pytest.fail("it ran"), RunFolder(tmp_path), stop)
         assert stop.patient  # as before
 
 
 # Setting up has neither a run folder nor a request to heed, but may tokenize for hours.
 def test_before_there_is_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "HEARTBEAT", 0.01)
-    assert on_first_patiently(ALONE, None, None, lambda: time.sleep(0.1) or 5) == 5
+    assert on_first_patiently(ALONE, lambda: time.sleep(0.1) or 5) == 5

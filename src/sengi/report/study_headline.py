@@ -57,8 +57,9 @@ def headline(results: StudyResults, ranked: Sequence[RankedSetting], halves: Sel
         )
     best = ranked[0]
     told = score_text(results)
-    ends = f" (95% interval {told.score(best.score.low)} to {told.score(best.score.high)})"
-    ends = ends if math.isfinite(best.score.low) else ""
+    ends = ""
+    if math.isfinite(best.score.low):
+        ends = f" (95% interval {told.score(best.score.low)} to {told.score(best.score.high)})"
     so_far = "" if state == "finished" else " so far"
     answer = (
         f"Best of {_count(len(ranked), 'setting')}{so_far}: {settings_text(best.settings)}, "
@@ -85,8 +86,9 @@ def _sure(results: StudyResults, ranked: Sequence[RankedSetting], halves: Select
     else:
         named = "; ".join(settings_text(one.settings) for one in ties[:NAMED])
         more = f"; and {len(ties) - NAMED} more" if len(ties) > NAMED else ""
-        said = f"{len(worse)} of {_count(len(others), 'other setting')} {'is' if len(worse) == 1 else 'are'}"
-        said = said if worse else "No other setting is"
+        said = "No other setting is"
+        if worse:
+            said = f"{len(worse)} of {_count(len(others), 'other setting')} {'is' if len(worse) == 1 else 'are'}"
         lines.append(f"{said} shown to be worse. Not told apart from the best: {named}{more}.")
     if max(len(one.runs) for one in ranked) == 1:
         lines.append("Every setting ran with one seed: the chance of training itself is not counted.")

@@ -223,7 +223,7 @@ class Evaluations:
         return f"'sengi eval {self.folder.path} --tasks {','.join(self.suite.tasks)}' scores what is missing"
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
-        return on_first_patiently(self.world, self.folder, self.stop, work)
+        return on_first_patiently(self.world, work, self.folder, self.stop)
 
     def _model(self, step: int) -> Path:
         return self.folder.path / f"{PREFIX}{step}" if step else self.setup.model_folder

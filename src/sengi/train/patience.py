@@ -18,7 +18,7 @@ from sengi.train.stopping import StopRequest
 
 
 def on_first_patiently(
-    world: World, folder: RunFolder | None, stop: StopRequest | None, work: Callable[[], Any]
+    world: World, work: Callable[[], Any], folder: RunFolder | None = None, stop: StopRequest | None = None
 ) -> Any:
     """Run ``work`` on rank 0 only, for as long as it takes; its JSON result, or its error, on every rank.
 
@@ -26,9 +26,9 @@ def on_first_patiently(
 
     Args:
         world: the processes of the run; all call this together.
+        work: must not talk to other ranks.
         folder: its status.json gets its heartbeat meanwhile; None before there is one.
         stop: the run's stop request; None before the run takes any.
-        work: must not talk to other ranks.
 
     Raises:
         SengiError: what ``work`` raised, or the stop request.

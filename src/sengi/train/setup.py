@@ -83,7 +83,7 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         found = find_contamination(recipe, suite, suite_data, own=True, progress=observer.comparing)
         return [asdict(report) for report in found]
 
-    contamination = [OverlapReport(**entry) for entry in on_first_patiently(world, None, None, compare)]
+    contamination = [OverlapReport(**entry) for entry in on_first_patiently(world, compare)]
     cost = cost_without_weights(folder, recipe)
     dtype, reason = best_dtype(world.device)
     if recipe.dtype != "auto":
@@ -157,7 +157,7 @@ def open_data(
         InputError: the model or the data cannot be used.
     """
     recipe = resolved.recipe
-    folder = Path(on_first_patiently(world, None, None, lambda: str(resolve_model(recipe.model_name_or_path))))
+    folder = Path(on_first_patiently(world, lambda: str(resolve_model(recipe.model_name_or_path))))
     world.on_first(lambda: check_method(folder, recipe))
     store = _open(recipe.data, folder, resolved, world, observer, _template_date(earlier))
     by = recipe.phasing.by
@@ -182,7 +182,7 @@ def _open(
         tokenizer = load_tokenizer(folder)
         return str(open_store(entries, tokenizer, options, today=today, progress=observer.tokenizing).path)
 
-    return TokenStore(Path(on_first_patiently(world, None, None, build)))
+    return TokenStore(Path(on_first_patiently(world, build)))
 
 
 def _template_date(earlier: dict[str, Any] | None) -> date | None:
