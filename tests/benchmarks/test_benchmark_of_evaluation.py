@@ -13,7 +13,7 @@ def test_both_sides_are_asked_the_same_and_answer_the_same(
 ) -> None:
     monkeypatch.setenv("SENGI_CACHE", str(tmp_path / "cache"))
     keep_small_index()
-    block = benchmark.Block(("mmlu_professional_law", "mmlu_professional_medicine"), 2, batch_tokens=(4096, 40))
+    block = benchmark.Block(("mmlu_professional_law", "mmlu_professional_medicine"), 2, batch_tokens=(None, 40))
     monkeypatch.setattr(benchmark, "BLOCKS", {"small": block})
     root, model = write_root(tmp_path / "root"), write_tiny_folder(tmp_path / "model")
     benchmark.main(["--data-root", str(root), "--model", str(model), "--blocks", "small", "--limit", "5"])

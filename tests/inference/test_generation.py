@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from tests.model.tiny_folder import tiny_model, tiny_tokenizer, write_tiny_folde
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from sengi.errors import InputError, NonFiniteError
-from sengi.inference.generation import Generator, _rows_at_a_time
+from sengi.inference.generation import Generator
 from sengi.inference.generation_request import GenerationRequest
+from sengi.inference.paged_cache import BLOCK, PagedCache, blocks_of
 from sengi.inference.stream import stream_reply
 
 TOKENIZER = tiny_tokenizer()
@@ -68,7 +70,7 @@ def test_any_requests_equal_transformers(drawn: list[tuple[bool, int, int, int]]
     assert GENERATOR.generate(requests, batch_tokens=batch_tokens) == expected
 
 
-def test_a_family_without_slots_runs_one_at_a_time() -> None:
+def test_a_family_without_a_paged_cache_runs_one_at_a_time() -> None:
     torch.manual_seed(0)
     size = len(TOKENIZER)
     model = MambaForCausalLM(MambaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=8)).eval()
@@ -115,20 +117,55 @@ def test_no_token_is_computed_twice_and_finished_rows_leave(monkeypatch: pytest.
     assert len(seen) < 1 + 6 + sum(n - 1 for n in written)
 
 
-@pytest.mark.parametrize(
-    ("prefix", "longest", "batch_tokens", "rows"),
-    [
-        (0, 1636, 4096, 8),  # IFEval writes 1,280 tokens: two rows would leave the processor waiting
-        (0, 4000, 4096, 4),  # not more than four times the tokens
-        (800, 356, 4096, 9),  # GSM8K: as many as were asked for, no more
-        (0, 100, 4096, 40),
-        (730, 369, 1536, 2),  # who asks for less memory than usual gets it
-        (0, 1636, 2048, 1),
-        (0, 9000, 512, 1),  # one row always
-    ],
-)
-def test_rows_at_a_time(prefix: int, longest: int, batch_tokens: int, rows: int) -> None:
-    assert _rows_at_a_time(prefix, longest, batch_tokens) == rows
+@dataclass
+class Watched:
+    """What went through a cache: tokens in its blocks after each call, and rows of each step."""
+
+    kept: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    watched, leave, enter = Watched(), PagedCache.leave, PagedCache.enter
+
+    def after(self: PagedCache) -> None:
+        leave(self)
+        watched.kept.append(self.prefix + sum(BLOCK * blocks_of(length) for length in self.lengths))
+
+    def before(self: PagedCache, kind: str, tokens: int) -> None:
+        enter(self, kind, tokens)
+        if kind == "step":
+            watched.rows.append(len(self.lengths))
+
+    monkeypatch.setattr(PagedCache, "leave", after)
+    monkeypatch.setattr(PagedCache, "enter", before)
+    return watched
+
+
+# Six texts of 90 tokens in room for four and a half, where short ones came before: some leave half-written and come
+# again, and none is changed by it. Drawn ones go on drawing where they were.
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_budget_is_kept(watched: Watched, temperature: float) -> None:
+    shared = ids(40, 1)
+    short = [GenerationRequest(shared + ids(20, i), 2, temperature=temperature, seed=i) for i in range(8)]
+    long = [GenerationRequest(shared + ids(10, 9 + i), 80, temperature=temperature, seed=i) for i in range(6)]
+    texts = GENERATOR.generate([*long, *short], batch_tokens=40 + 400)
+    assert max(watched.kept) <= 40 + 400
+    seen, calls = list(watched.rows), len(watched.kept)
+    assert texts == [GENERATOR.generate([request])[0] for request in (*long, *short)]
+    assert max(seen) > 4
+    assert calls > len(seen) + 1 + len(long) + len(short)  # rows were read a second time
+
+
+# Room is not held free for text that does not come: as soon as texts turn out short, more are written at a time.
+def test_more_rows_where_texts_are_short(watched: Watched) -> None:
+    prompt = ids(12, 3)
+    stop = text(by_transformers(MODEL, prompt, 40))[7:9]
+    GENERATOR.generate([GenerationRequest(prompt, 200, (stop,)) for _ in range(40)], batch_tokens=600)
+    assert watched.rows[0] <= 4
+    assert max(watched.rows) >= 8
+    assert max(watched.kept) <= 600
 
 
 def test_stop_strings_cut_the_text() -> None:
@@ -306,11 +343,11 @@ def test_texts_on_cuda_equal_those_on_the_cpu() -> None:
 
 # A token of NaN would be token 0: a text that looks like any bad model's.
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("slots", [True, False])
-def test_a_broken_model_writes_nothing(temperature: float, slots: bool) -> None:
+@pytest.mark.parametrize("paged", [True, False])
+def test_a_broken_model_writes_nothing(temperature: float, paged: bool) -> None:
     model = tiny_model(len(TOKENIZER))
     generator = Generator(model, TOKENIZER)
-    generator.shares_steps = slots
+    generator.shares_steps = paged
     model.get_parameter("model.norm.weight").data[3] = float("nan")
     with pytest.raises(NonFiniteError, match="the model's logits are NaN or infinite"):
         generator.generate([GenerationRequest([5, 6], 4, temperature=temperature)])

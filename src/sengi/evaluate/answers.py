@@ -44,7 +44,7 @@ def answer_questions(
     questions: Sequence[Question],
     *,
     max_new_tokens: int = 32,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
     kept: KeptAnswers | None = None,
 ) -> list[str]:
@@ -55,7 +55,7 @@ def answer_questions(
         tokenizer: with a chat template.
         questions: their ``question`` is asked; choices are not shown.
         max_new_tokens: longest answer, in tokens.
-        batch_tokens: most tokens that are kept at a time: rows times (longest question + longest answer).
+        batch_tokens: tokens that are kept at a time while texts are written; None: as many as pay on the device.
         progress: called with the number of questions that were answered.
         kept: what this model has answered already; None asks everything.
 

@@ -42,7 +42,7 @@ def score_choices(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
     kept: KeptAnswers | None = None,
 ) -> list[ChoiceScores]:
@@ -52,7 +52,7 @@ def score_choices(
         model: in evaluation mode.
         tokenizer: with a chat template.
         questions: all with ``choices``.
-        batch_tokens: most new tokens in one forward call.
+        batch_tokens: most new tokens in one forward call; None: as many as pay on the device.
         progress: called with the number of questions that were scored.
         kept: what this model has answered already; None asks everything.
 

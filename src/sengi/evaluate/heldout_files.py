@@ -21,17 +21,18 @@ from sengi.model.supervised import prepare
 from sengi.recipe import DataEntry, Recipe
 
 MAX_LENGTH = int(Recipe.model_fields["max_length"].default)  # what a recipe takes that names no other
+PACK_TOKENS = 4096
 
 
 def evaluate_heldout(
-    model_folder: Path, files: Sequence[Path], *, batch_tokens: int = 4096, max_length: int | None = None
+    model_folder: Path, files: Sequence[Path], *, batch_tokens: int | None = None, max_length: int | None = None
 ) -> Evaluation:
     """Mean negative log-likelihood of the supervised tokens of each file, in nats a token.
 
     Args:
         model_folder: a model or checkpoint folder with a chat template.
         files: conversations in any format that training reads; each is a task named ``heldout_<stem>``.
-        batch_tokens: tokens a pack may hold.
+        batch_tokens: tokens a pack may hold; without it 4,096.
         max_length: longest conversation in tokens, as the model was trained; None: as a recipe has it by default.
             Never more than the model's context.
 
@@ -54,7 +55,7 @@ def evaluate_heldout(
     evaluation = Evaluation()
     for file, store in stores:
         task = f"heldout_{split_suffix(file)[0]}"
-        sums = heldout_losses(model, store, batch_tokens, 0, 1, device, lambda values: values)
+        sums = heldout_losses(model, store, batch_tokens or PACK_TOKENS, 0, 1, device, lambda values: values)
         evaluation.scores += [{**row, "task": task} for row in heldout_scores(store, sums)]
         evaluation.items += [{**item, "task": task} for item in heldout_items(store, sums)]
         dropped = _dropped(store)

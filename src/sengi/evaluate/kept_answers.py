@@ -34,7 +34,7 @@ class KeptAnswers:
         self,
         model: PreTrainedModel,
         requests: Sequence[tuple[list[int], list[int]]],
-        batch_tokens: int,
+        batch_tokens: int | None,
         advance: Advance,
     ) -> list[float]:
         """Sum of log-probabilities of each continuation after its context, in nats.
@@ -42,7 +42,7 @@ class KeptAnswers:
         Args:
             model: in evaluation mode.
             requests: token ids of context and continuation.
-            batch_tokens: most new tokens in one forward call.
+            batch_tokens: most new tokens in one forward call; None: as many as pay on the device.
             advance: called as it goes on.
         """
 
@@ -61,7 +61,7 @@ class KeptAnswers:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         requests: Sequence[GenerationRequest],
-        batch_tokens: int,
+        batch_tokens: int | None,
         advance: Advance,
     ) -> list[str]:
         """The text that the model writes greedily for each request; arguments as in :meth:`log_likelihoods`."""

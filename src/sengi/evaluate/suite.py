@@ -44,7 +44,8 @@ class Suite:
         limit: only the first so many questions of each task; files of held-out conversations are always taken whole.
         data_root: folder of local benchmark files; None lets lm-eval ask the hub.
         apply_chat_template: ask public benchmarks through the model's chat template.
-        batch_tokens: most tokens in one forward call; it changes memory and speed, not the scores.
+        batch_tokens: tokens at a time, of a forward call or kept while texts are written; None: as many as pay on the
+            device. It changes memory and speed, not the scores.
         mt_bench: files and judge of MT-Bench; needed where ``tasks`` has ``mt_bench``.
         max_length: longest held-out conversation in tokens, that of the run where there is one; None: as a recipe has
             it by default.
@@ -55,7 +56,7 @@ class Suite:
     limit: int | None = None
     data_root: Path | None = None
     apply_chat_template: bool = False
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     mt_bench: MTBenchOptions | None = None
     max_length: int | None = None
 

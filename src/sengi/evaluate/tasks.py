@@ -31,7 +31,7 @@ def evaluate_questions(
     model_folder: Path,
     files: Sequence[Path],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     limit: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -41,7 +41,8 @@ def evaluate_questions(
     Args:
         model_folder: a model or checkpoint folder; it is loaded in float32 on the GPU if there is one, else on the CPU.
         files: files of questions; both kinds may stand in one file.
-        batch_tokens: most tokens in one forward call.
+        batch_tokens: tokens at a time, of a forward call or kept while texts are written; None: as many as pay on the
+            device.
         limit: only the first so many questions of each file.
         cache: folder of answers that an interrupted evaluation left and goes on with; None keeps none.
         progress: called with (questions done, questions in all, task).
@@ -86,7 +87,7 @@ def score_tasks(
     tokenizer: PreTrainedTokenizerBase,
     tasks: dict[str, list[Question]],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
     kept: KeptAnswers | None = None,
 ) -> Evaluation:
@@ -142,7 +143,7 @@ def _score_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[Question],
-    batch_tokens: int,
+    batch_tokens: int | None,
     advance: Callable[[int], None],
     kept: KeptAnswers | None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -47,7 +47,8 @@ class SengiLM(TextLM):
         peft: a LoRA adapter folder to put on ``pretrained``.
         dtype: ``float32``, ``bfloat16``, ``float16``, ``auto``; None is float32 on the CPU and auto elsewhere.
         device: None takes CUDA where there is one, else the CPU.
-        batch_tokens: most tokens of one forward call.
+        batch_tokens: tokens at a time: of a forward call, or kept while texts are written; None leaves it to the
+            :class:`Scorer` and the :class:`Generator`.
         max_length: context in tokens; None asks the model's configuration, as hf does.
         add_bos_token: put a bos token before every text; None leaves it to the tokenizer.
         trust_remote_code: run the code of the model's author.
@@ -79,7 +80,7 @@ class SengiLM(TextLM):
         peft: str | Path | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         trust_remote_code: bool = False,
@@ -90,7 +91,7 @@ class SengiLM(TextLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        if batch_tokens < 1:
+        if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens={batch_tokens}: a forward call needs 1 token or more")
         if ranks is None:
             ranks = Alone() if isinstance(pretrained, PreTrainedModel) else join_ranks()
@@ -135,9 +136,9 @@ class SengiLM(TextLM):
         return ResponseCache(Path(root), self._facts, self._ranks.rank)
 
     @property
-    def batch_size(self) -> int:
-        """Tokens of a forward call; lm-eval prints it."""
-        return self._batch_tokens
+    def batch_size(self) -> int | str:
+        """Tokens at a time; lm-eval prints it."""
+        return "auto" if self._batch_tokens is None else self._batch_tokens
 
     @property
     def truncated(self) -> list[Truncated]:

@@ -46,7 +46,7 @@ def evaluate_tasks(
     limit: int | None = None,
     data_root: Path | None = None,
     apply_chat_template: bool = False,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -59,7 +59,8 @@ def evaluate_tasks(
         limit: only the first so many questions of each task.
         data_root: folder of local files in place of downloads; see ``adapters.yaml``.
         apply_chat_template: ask through the model's chat template, examples as turns.
-        batch_tokens: most tokens in one forward call.
+        batch_tokens: tokens at a time, of a forward call or kept while texts are written; None: as many as pay on the
+            device.
         cache: folder of known answers; an interrupted evaluation continues from it.
         progress: called with (requests done, requests in all, kind of request).
 

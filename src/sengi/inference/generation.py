@@ -1,7 +1,7 @@
 """Texts that a model writes: many prompts at once, each as if it were alone.
 
 Rows come and go one by one (continuous batching): a finished row leaves the batch at once and the next prompt takes
-its place, and a beginning that prompts share is computed once (:mod:`sengi.inference.slots`).
+its place, and a beginning that prompts share is computed once (:mod:`sengi.inference.paged_cache`).
 
 transformers' own continuous batching was tried first. On the CPU (SmolLM2-135M, float32, one thread, four five-shot
 GSM8K prompts, 32 tokens each) it wrote the same tokens as ``generate`` one prompt at a time, but took 1.5 times its
@@ -24,32 +24,27 @@ from sengi.errors import InputError, class_and_text
 from sengi.inference.generation_request import GenerationRequest
 from sengi.inference.lent_model import lent, rope_limit
 from sengi.inference.not_finite import not_finite
+from sengi.inference.onednn import through_onednn
+from sengi.inference.paged_cache import BLOCK, blocks_of
+from sengi.inference.paged_model import NAME, PagedModel
+from sengi.inference.paged_support import OneRow, supports_paging
 from sengi.inference.prompts import stop_ids
 from sengi.inference.sampling import Sampler, next_tokens
 from sengi.inference.shared_prefix import PrefixGroup, prefix_groups
-from sengi.inference.slot_model import NAME, SlotModel
-from sengi.inference.slot_support import OneRow, supports_slots
 from sengi.inference.vllm_engine import VllmEngine, use_vllm
 from sengi.model.context import context_length
 
 OnGenerated = Callable[[list[int], list[str]], None]
-# A step reads all weights, for one row as for many: with fewer rows than these a processor waits for its memory, so
-# they may keep up to so many times the usual tokens. Who asks for fewer tokens than usual gets them.
-BATCH_TOKENS, ROWS_WORTH, STRETCH = 4096, 8, 4
-
-
-def _rows_at_a_time(prefix: int, longest: int, batch_tokens: int) -> int:
-    """Rows of ``longest`` own tokens each, behind a shared prefix."""
-    within, stretched = ((tokens - prefix) // longest for tokens in (batch_tokens, STRETCH * batch_tokens))
-    return max(1, within, min(ROWS_WORTH, stretched) if batch_tokens >= BATCH_TOKENS else 0)
+# Tokens kept at a time. On a processor five-shot GSM8K then takes no more memory than lm-eval's own backend.
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1536, 4096
 
 
 class Generator:
     """Writes texts with a causal language model; the model is left as it was found.
 
     Attributes:
-        shares_steps: False for a family whose rows cannot lie in slots (state-space layers, attention code of its
-            own): then prompts are run one at a time.
+        shares_steps: False for a family whose rows cannot lie in a paged cache (state-space layers, attention code of
+            its own): then prompts are run one at a time.
 
     Args:
         model: in evaluation mode; it is tried on a few tokens.
@@ -81,7 +76,7 @@ class Generator:
         self._engine = engine
         self._vllm_folder = folder if use_vllm(engine, folder, model.device) else None
         self._vllm: VllmEngine | None = None
-        self.shares_steps = self._vllm_folder is not None or supports_slots(model)
+        self.shares_steps = self._vllm_folder is not None or supports_paging(model)
 
     # Not inference mode: a buffer that a rope renews in it could never be used in training again.
     @torch.no_grad()
@@ -89,16 +84,15 @@ class Generator:
         self,
         requests: Sequence[GenerationRequest],
         *,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         on_generated: OnGenerated | None = None,
     ) -> list[str]:
         """Write a text for every request.
 
         Args:
             requests: what to write.
-            batch_tokens: most tokens whose keys and values are kept at a time: those of a shared prefix, and rows
-                times (longest prompt after it + longest text). From 4,096 on up to four times as many while that makes
-                no more than eight rows.
+            batch_tokens: tokens whose keys and values are kept at a time, those of a shared prefix once; more only
+                where one text alone is longer. Without it 1,536 on a CPU and 4,096 elsewhere.
             on_generated: called when texts are finished with the indices of their requests and the texts.
 
         Returns:
@@ -112,6 +106,8 @@ class Generator:
                 and cannot start.
             NonFiniteError: the model gave NaN; texts that were handed to ``on_generated`` before are right.
         """
+        if batch_tokens is None:
+            batch_tokens = CPU_BATCH_TOKENS if self._model.device.type == "cpu" else GPU_BATCH_TOKENS
         self._check(requests, batch_tokens)
         texts = [""] * len(requests)
 
@@ -131,7 +127,7 @@ class Generator:
             return texts
         together = [row for row in rows if self.shares_steps and len(row.request.prompt) + row.limit < self._rope_limit]
         if together:
-            with lent(self._model, NAME):
+            with lent(self._model, NAME), through_onednn(self._model):
                 for group in prefix_groups([row.request.prompt for row in together]):
                     self._write_group(group, [together[i] for i in group.indices], batch_tokens, finish)
         alone = set(range(len(rows))) - {row.index for row in together}
@@ -154,7 +150,7 @@ class Generator:
                 warnings.warn(
                     f"vLLM could not start, so transformers writes the texts: {class_and_text(error)}", stacklevel=3
                 )
-                self._vllm_folder, self.shares_steps = None, supports_slots(self._model)
+                self._vllm_folder, self.shares_steps = None, supports_paging(self._model)
         return self._vllm
 
     def _write_group(
@@ -163,32 +159,32 @@ class Generator:
         """Write texts whose prompts share a prefix."""
         # Longest first: what does not fit in memory fails at once or never. From the end of the list it is cheap.
         waiting.sort(key=lambda row: (len(row.request.prompt) + row.limit, -row.index))
-        longest = len(waiting[-1].request.prompt) + waiting[-1].limit - group.prefix
-        count = min(len(waiting), _rows_at_a_time(group.prefix, longest, batch_tokens))
-        slots = SlotModel(self._model, count)
-        if group.prefix:
-            slots.share(waiting[0].request.prompt[: group.prefix])
+        most = [blocks_of(len(row.request.prompt) - group.prefix + row.limit) for row in waiting]
+        blocks = min(max((batch_tokens - group.prefix) // BLOCK, most[-1]), sum(most))
+        paged = PagedModel(self._model, blocks, waiting[0].request.prompt[: group.prefix])
+        room = _Room(blocks * BLOCK, group.prefix, waiting)
         rows: list[_Row] = []
         while waiting or rows:
             done: list[_Row] = []
-            while waiting and len(rows) < count:
+            while waiting and room.for_another(rows, waiting[-1]):
                 rows.append(waiting.pop())
-                logits = slots.add(rows[-1].request.prompt[group.prefix :])
-                self._accept(slots, rows, logits, len(rows) - 1, done)
+                # What was written before the row had to leave comes after its prompt.
+                logits = paged.add([*rows[-1].request.prompt[group.prefix :], *rows[-1].ids])
+                self._accept(paged, rows, logits, len(rows) - 1, done)
+            while not paged.cache.can_step():  # a row leaves and comes again: the one that is read again soonest
+                shortest = min(range(len(rows)), key=paged.cache.lengths.__getitem__)
+                waiting.append(_take(rows, shortest, paged))
             if rows:
-                logits = slots.step([row.ids[-1] for row in rows])
-                self._accept(slots, rows, logits, 0, done)
+                logits = paged.step([row.ids[-1] for row in rows])
+                self._accept(paged, rows, logits, 0, done)
+            room.learn(done)
             finish(done)
 
-    def _accept(self, slots: SlotModel, rows: list[_Row], logits: Tensor, first: int, done: list[_Row]) -> None:
+    def _accept(self, paged: PagedModel, rows: list[_Row], logits: Tensor, first: int, done: list[_Row]) -> None:
         """Give the rows from ``first`` on their next token and take out those that it ends."""
         tokens = self._next(logits, rows[first:])
         ended = [first + i for i, token in enumerate(tokens) if rows[first + i].accept(token)]
-        for slot in reversed(ended):  # from behind, so that no row moves before its turn
-            slots.drop(slot)
-            done.append(rows[slot])
-            rows[slot] = rows[-1]
-            rows.pop()
+        done += [_take(rows, number, paged) for number in reversed(ended)]  # so that no row moves before its turn
 
     def _write_alone(self, row: _Row) -> None:
         model = OneRow(self._model)
@@ -274,3 +270,36 @@ class _Row:
             if stop:
                 text = text.split(stop)[0]
         return text
+
+
+def _take(rows: list[_Row], number: int, paged: PagedModel) -> _Row:
+    """Take a row out; the last one takes its number, as in the cache."""
+    paged.cache.drop(number)
+    taken, rows[number] = rows[number], rows[-1]
+    rows.pop()
+    return taken
+
+
+class _Room:
+    """Whether one more text fits beside those that are being written, by what texts came to so far."""
+
+    def __init__(self, tokens: int, prefix: int, waiting: list[_Row]) -> None:
+        self._tokens = tokens
+        self._prefix = prefix
+        # As if one text had been written to its limit; of all texts, the sum of tokens and that of their squares
+        self._sum = max(row.limit for row in waiting)
+        self._squares = self._sum**2
+
+    def learn(self, done: list[_Row]) -> None:
+        """Take in how long finished texts became."""
+        self._sum += sum(len(row.ids) for row in done)
+        self._squares += sum(len(row.ids) ** 2 for row in done)
+
+    def for_another(self, rows: list[_Row], row: _Row) -> bool:
+        """Whether ``row`` fits beside ``rows`` when each holds what one holds on average while it is written."""
+        written = self._squares // (2 * self._sum)
+        wanted = 0
+        for each in (*rows, row):
+            prompt = len(each.request.prompt) - self._prefix
+            wanted += BLOCK * blocks_of(prompt + max(len(each.ids), min(written, each.limit)))
+        return not rows or wanted <= self._tokens

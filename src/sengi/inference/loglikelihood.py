@@ -24,7 +24,8 @@ from sengi.inference.token_logits import Chunks, PlainLogits, TreeLogits, shares
 from sengi.inference.tree_attention import NAME
 from sengi.model.context import context_length
 
-# Tokens of a forward call on the CPU, least and most: more take memory (512 took 10 to 30 MB more than 256 with
+BATCH_TOKENS = 4096  # new tokens of a forward call
+# On the CPU, least and most: more take memory (512 took 10 to 30 MB more than 256 with
 # SmolLM2-135M) and little less time (3% to 5%). Between them, as many as the longest text alone would take.
 CPU_TOKENS = 256, 512
 KEYS_PER_TOKEN = 16  # keys that the nodes of a pack see, over the token budget: CUDA's kernel has to gather them
@@ -73,14 +74,14 @@ class Scorer:
 
     @torch.no_grad()
     def score(
-        self, requests: Sequence[Request], *, batch_tokens: int = 4096, on_scored: OnScored | None = None
+        self, requests: Sequence[Request], *, batch_tokens: int | None = None, on_scored: OnScored | None = None
     ) -> list[LogLikelihood]:
         """Score every continuation.
 
         Args:
             requests: token ids of (context, continuation), at least one of each. The model reads the context and the
                 continuation without its last token.
-            batch_tokens: most new tokens in a forward call.
+            batch_tokens: most new tokens in a forward call; without it 4,096. A CPU takes at most 512.
             on_scored: called after each forward call with the indices of the requests that it finished, and their
                 scores.
 
@@ -91,6 +92,7 @@ class Scorer:
             InputError: a request without context or continuation, or longer than the model's context.
             NonFiniteError: a log-likelihood is NaN; requests that were handed to ``on_scored`` before are right.
         """
+        batch_tokens = BATCH_TOKENS if batch_tokens is None else batch_tokens
         self._check(requests, batch_tokens)
         # A rope that changes with the length of the text gives the same token other keys in a longer text.
         apart = [len(c) + len(a) - 1 >= self._rope_limit or not self.shares_prefixes for c, a in requests]
@@ -191,6 +193,7 @@ class _Run:
             chosen, (top, likeliest) = logits[row, wanted], logits.max(dim=1)
             # In place: a second tensor of the size of the logits would be the largest one here.
             total = top + logits.sub_(top[:, None]).exp_().sum(dim=1).log_()
+            del logits  # or two chunks would be there while the next one is computed
             log_probs = (chosen - total[row]).double().cpu().numpy()
             if np.isnan(log_probs).any():  # a token that cannot come has minus infinity, which is a number
                 raise not_finite(self._model, "log-likelihoods")

@@ -63,7 +63,7 @@ def answer_bench(
     questions: Sequence[BenchQuestion],
     output: Path,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Answered:
     """Answer every question, or read what this model answered before.
@@ -72,7 +72,7 @@ def answer_bench(
         model_folder: loaded in float32, on the GPU if there is one, and only if an answer is missing.
         questions: two turns each.
         output: answers go to ``model_answer/<model>.jsonl`` as FastChat writes them.
-        batch_tokens: most tokens in one forward call.
+        batch_tokens: tokens that are kept at a time while texts are written; None: as many as pay on the device.
         progress: called with (turns answered, turns in all, what).
 
     Raises:
@@ -107,7 +107,7 @@ class _Asking:
         folder: Path,
         fingerprint: str,
         cache: Cache,
-        batch_tokens: int,
+        batch_tokens: int | None,
         progress: Callable[[int, int, str], None] | None,
         answered: Answered,
     ) -> None:

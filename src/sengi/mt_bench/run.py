@@ -43,7 +43,7 @@ def evaluate_mt_bench(
     model_folder: Path,
     options: MTBenchOptions,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Evaluation:
     """Score a model on MT-Bench; an interrupted evaluation continues where it stopped.
@@ -51,7 +51,7 @@ def evaluate_mt_bench(
     Args:
         model_folder: a model or checkpoint folder with a chat template.
         options: files and judge.
-        batch_tokens: most tokens in one forward call of the answering model.
+        batch_tokens: tokens that the answering model keeps at a time; None: as many as pay on the device.
         progress: called with (done, in all, what); answers first, then judgements.
 
     Returns:

@@ -8,10 +8,11 @@ from tests.model.families import FAMILIES, VOCAB, family, small_model
 from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
-from sengi.inference import slots as slots_module
+from sengi.inference import paged_cache, paged_model
 from sengi.inference.lent_model import lent, rope_limit
-from sengi.inference.slot_model import NAME, SlotModel, slot_attention
-from sengi.inference.slot_support import OneRow, supports_slots
+from sengi.inference.paged_cache import PagedCache
+from sengi.inference.paged_model import NAME, PagedModel, paged_attention
+from sengi.inference.paged_support import OneRow, supports_paging
 
 
 def ids(count: int, seed: int) -> list[int]:
@@ -33,19 +34,17 @@ def test_rows_equal_texts_run_alone(name: str, prefix: int) -> None:
     before = model.config._attn_implementation
     shared = ids(prefix, 1)
     with lent(model, NAME):
-        slots = SlotModel(model, 3)
-        if prefix:
-            slots.share(shared)
+        paged = PagedModel(model, 4, shared)
         texts: list[list[int]] = []
         got: list[tuple[list[int], Tensor]] = []
 
         def add(length: int, seed: int) -> None:
             texts.append(shared + ids(length, seed))
-            got.append((list(texts[-1]), slots.add(texts[-1][prefix:])[0]))
+            got.append((list(texts[-1]), paged.add(texts[-1][prefix:])[0]))
 
         def step(seed: int) -> None:
             tokens = ids(len(texts), seed)
-            for text, token, row in zip(texts, tokens, slots.step(tokens), strict=True):
+            for text, token, row in zip(texts, tokens, paged.step(tokens), strict=True):
                 text.append(token)
                 got.append((list(text), row))
 
@@ -54,12 +53,12 @@ def test_rows_equal_texts_run_alone(name: str, prefix: int) -> None:
         add(9, 4)
         add(1, 5)
         step(6)
-        slots.drop(0)  # the third row moves
+        paged.cache.drop(0)  # the third row moves
         texts[0] = texts.pop()
         step(7)
         add(6, 8)
         step(9)
-        slots.drop(2)
+        paged.cache.drop(2)
         texts.pop()
         for number in range(6):
             step(10 + number)
@@ -68,37 +67,78 @@ def test_rows_equal_texts_run_alone(name: str, prefix: int) -> None:
         torch.testing.assert_close(logits, alone(model, text), rtol=1e-4, atol=1e-4)
 
 
-# A row longer than the block of queries and the growth of the buffers, with every rule of attention.
+# Blocks come from memory that may hold anything; what is behind a row's end must not get into it.
+@torch.no_grad()
+def test_what_memory_held_before_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, shape: self.new_full(shape, float("nan")))
+    model, texts = family("llama"), [ids(3, 1), ids(40, 2)]
+    with lent(model, NAME):
+        paged = PagedModel(model, 5, ids(2, 3))
+        for text in texts:
+            paged.add(text)
+        logits = paged.step([5, 6])
+    for text, last, row in zip(texts, [5, 6], logits, strict=True):
+        torch.testing.assert_close(row, alone(model, [*ids(2, 3), *text, last]), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_take_blocks_as_they_grow_and_give_them_back() -> None:
+    cache = PagedCache(3, 0, torch.device("cpu"))
+
+    def call(kind: str, tokens: int) -> None:
+        cache.enter(kind, tokens)
+        cache.leave()
+
+    cache.add()
+    call("row", 10)
+    cache.add()
+    call("row", 10)
+    call("row", 6)  # its second piece fills the block
+    assert cache.lengths == [10, 16]
+    assert cache.can_step()
+    call("step", 1)  # the third block
+    assert cache.lengths == [11, 17]
+    for _ in range(5):
+        assert cache.can_step()
+        call("step", 1)
+    assert cache.lengths == [16, 22]
+    assert not cache.can_step()
+    cache.drop(0)
+    assert cache.lengths == [22]
+    for _ in range(26):
+        assert cache.can_step()
+        call("step", 1)
+    assert not cache.can_step()
+
+
+# A row longer than a piece, the block of queries and a block of the cache, with every rule of attention.
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral, window"])
 @torch.no_grad()
 def test_long_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots_module, "GROWTH", 8)
-    monkeypatch.setattr(slots_module, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(paged_model, "CPU_TOKENS", 24)
+    monkeypatch.setattr(paged_cache, "QUERY_BLOCK", 16)
     model = copy.deepcopy(family(name))
     for prefix in (0, 20):
         text = ids(50 + prefix, 3)
         with lent(model, NAME):
-            slots = SlotModel(model, 1)
-            if prefix:
-                slots.share(text[:prefix])
-            first = slots.add(text[prefix:])[0]
+            paged = PagedModel(model, 4, text[:prefix])
+            first = paged.add(text[prefix:])[0]
             torch.testing.assert_close(first, _with(model, text), rtol=1e-4, atol=1e-4)
             for token in ids(12, 4):
                 text.append(token)
-                last = slots.step([token])[0]
+                last = paged.step([token])[0]
             torch.testing.assert_close(last, _with(model, text), rtol=1e-4, atol=1e-4)
 
 
 def _with(model: PreTrainedModel, text: list[int]) -> Tensor:
     model.set_attn_implementation("eager")
     logits = alone(model, text)
-    model.set_attn_implementation("sengi_slots")
+    model.set_attn_implementation(NAME)
     return logits
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_families_are_supported(name: str) -> None:
-    assert supports_slots(family(name))
+    assert supports_paging(family(name))
 
 
 # What keeps state elsewhere must be found out: its rows would be wrong without a word.
@@ -110,7 +150,7 @@ def test_other_families_are_found_out_and_run_alone() -> None:
     models.append(small_model("BloomConfig", {"n_head": 4, "n_layer": 2}))
     models.append(small_model("GptOssConfig", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}))
     for model in models:
-        assert not supports_slots(model)
+        assert not supports_paging(model)
         row, text = OneRow(model), ids(9, 1)
         torch.testing.assert_close(row.step(text)[0], alone(model, text), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(row.step([5])[0], alone(model, [*text, 5]), rtol=1e-4, atol=1e-4)
@@ -125,15 +165,15 @@ def test_ropes_that_change_with_length_have_a_limit() -> None:
 # A mask or a missing store would give wrong texts silently.
 def test_wrong_calls_are_refused() -> None:
     module, tensor = torch.nn.Linear(1, 1), torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="needs slots"):
-        slot_attention(module, tensor, tensor, tensor, None)
+    with pytest.raises(ValueError, match="needs one"):
+        paged_attention(module, tensor, tensor, tensor, None)
     model = family("llama")
-    slots = SlotModel(model, 1)._slots
+    cache = PagedModel(model, 1, []).cache
     with pytest.raises(ValueError, match="got an attention_mask; it takes none"):
-        slot_attention(module, tensor, tensor, tensor, torch.ones(1), slots=slots)
+        paged_attention(module, tensor, tensor, tensor, torch.ones(1), paged_cache=cache)
     with pytest.raises(ValueError, match=r"dropout 0\.1"):
-        slot_attention(module, tensor, tensor, tensor, None, slots=slots, dropout=0.1)
+        paged_attention(module, tensor, tensor, tensor, None, paged_cache=cache, dropout=0.1)
     with pytest.raises(ValueError, match="s_aux is not supported"):
-        slot_attention(module, tensor, tensor, tensor, None, slots=slots, s_aux=tensor)
+        paged_attention(module, tensor, tensor, tensor, None, paged_cache=cache, s_aux=tensor)
     with pytest.raises(ValueError, match="Linear has no layer_idx"):
-        slot_attention(module, tensor, tensor, tensor, None, slots=slots)
+        paged_attention(module, tensor, tensor, tensor, None, paged_cache=cache)

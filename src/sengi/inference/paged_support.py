@@ -1,4 +1,4 @@
-"""Which model families can keep their rows in slots, found by trying, and the way for those that cannot."""
+"""Which model families can keep their rows in a paged cache, found by trying, and the way for those that cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sengi.inference.lent_model import lent
-from sengi.inference.slot_model import NAME, SlotModel
+from sengi.inference.paged_cache import blocks_of
+from sengi.inference.paged_model import NAME, PagedModel
 
 
 class OneRow:
@@ -50,8 +51,8 @@ class OneRow:
 
 
 @torch.no_grad()
-def supports_slots(model: PreTrainedModel) -> bool:
-    """Whether rows in slots give what the model's own forward gives, tried on two rows of different lengths.
+def supports_paging(model: PreTrainedModel) -> bool:
+    """Whether rows in a paged cache give what the model's own forward gives, tried on two rows of different lengths.
 
     Both share a prefix, and the second step must see what the first one wrote.
     """
@@ -61,11 +62,10 @@ def supports_slots(model: PreTrainedModel) -> bool:
     tried: list[Tensor] = []
     try:
         with lent(model, NAME):
-            slots = SlotModel(model, len(rows))
-            slots.share(prefix)
+            paged = PagedModel(model, sum(blocks_of(len(row) + len(steps)) for row in rows), prefix)
             for row in rows:
-                slots.add(row)
-            tried = [slots.step(tokens) for tokens in steps]
+                paged.add(row)
+            tried = [paged.step(tokens) for tokens in steps]
     except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError):
         return False  # no attention function is taken, or keys cannot be told apart: one row at a time then
     for number, row in enumerate(rows):
