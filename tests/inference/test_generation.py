@@ -143,13 +143,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return watched
 
 
-# Six texts of 90 tokens in room for four and a half, where short ones came before: some leave half-written and come
-# again, and none is changed by it. Drawn ones go on drawing where they were.
+# Twelve texts of up to 90 tokens in room for four and a half, where short ones came before: some leave half-written
+# and come again, and none is changed by it. Drawn ones go on drawing where they were.
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_budget_is_kept(watched: Watched, temperature: float) -> None:
     shared = ids(40, 1)
     short = [GenerationRequest(shared + ids(20, i), 2, temperature=temperature, seed=i) for i in range(8)]
-    long = [GenerationRequest(shared + ids(10, 9 + i), 80, temperature=temperature, seed=i) for i in range(6)]
+    long = [GenerationRequest(shared + ids(10, 9 + i), 80, temperature=temperature, seed=i) for i in range(12)]
     texts = GENERATOR.generate([*long, *short], batch_tokens=40 + 400)
     assert max(watched.kept) <= 40 + 400
     seen, calls = list(watched.rows), len(watched.kept)
@@ -163,7 +163,7 @@ def test_more_rows_where_texts_are_short(watched: Watched) -> None:
     prompt = ids(12, 3)
     stop = text(by_transformers(MODEL, prompt, 40))[7:9]
     GENERATOR.generate([GenerationRequest(prompt, 200, (stop,)) for _ in range(40)], batch_tokens=600)
-    assert watched.rows[0] <= 4
+    assert watched.rows[0] <= 5
     assert max(watched.rows) >= 8
     assert max(watched.kept) <= 600
 

@@ -1,4 +1,4 @@
-"""What prefix trees and paged caches share: a model lent to another attention function for a while, and where that ends."""
+"""What prefix trees and paged caches share: a model lent to another attention function, and where that ends."""
 
 from __future__ import annotations
 

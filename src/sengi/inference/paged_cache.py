@@ -98,10 +98,9 @@ class PagedCache:
         """Forget a row; the last one takes its number."""
         for block in self._tables[row]:
             heapq.heappush(self._free, block)
-        for values in (self.lengths, self._tables):
-            last = values.pop()
-            if row < len(values):
-                values[row] = last
+        self.lengths[row], self._tables[row] = self.lengths[-1], self._tables[-1]
+        self.lengths.pop()
+        self._tables.pop()
 
     def attend(
         self,
