@@ -336,6 +336,6 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
 
 
 # No more tokens at a time than the longest text alone would take, but enough for the matrix products.
-@pytest.mark.parametrize(("longest", "tokens"), [(1, 256), (256, 256), (257, 384), (400, 512), (3000, 512)])
+@pytest.mark.parametrize(("longest", "tokens"), [(1, 128), (128, 128), (129, 256), (400, 512), (3000, 512)])
 def test_tokens_of_a_call_on_a_cpu(longest: int, tokens: int) -> None:
     assert loglikelihood._cpu_tokens(longest) == tokens

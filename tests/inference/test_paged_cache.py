@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_rows_equal_texts_run_alone(name: str, prefix: int) -> None:
 # Blocks come from memory that may hold anything; what is behind a row's end must not get into it.
 @torch.no_grad()
 def test_what_memory_held_before_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, shape: self.new_full(shape, float("nan")))
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *shape: self.new_full(shape, float("nan")))
     model, texts = family("llama"), [ids(3, 1), ids(40, 2)]
     with lent(model, NAME):
         paged = PagedModel(model, 5, ids(2, 3))
@@ -134,6 +135,49 @@ def _with(model: PreTrainedModel, text: list[int]) -> Tensor:
     logits = alone(model, text)
     model.set_attn_implementation(NAME)
     return logits
+
+
+# Rows are computed with those of similar length: a long one does not make the short ones long.
+@torch.no_grad()
+def test_rows_of_all_lengths_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+    part = PagedCache._step_part
+
+    def counted(self: PagedCache, layer: int, number: int, *rest: Any) -> Tensor:
+        if not layer:
+            gathered.append(paged_cache.BLOCK * self._parts[number][1].numel())
+        return part(self, layer, number, *rest)
+
+    monkeypatch.setattr(PagedCache, "_step_part", counted)
+    for name in ("llama", "gemma2", "mistral, window"):
+        model, texts = family(name), [ids(n, n) for n in (3, 200, 17, 40, 100, 5)]
+        gathered.clear()
+        with lent(model, NAME):
+            paged = PagedModel(model, 30, ids(2, 3))
+            for text in texts:
+                paged.add(text)
+            logits = paged.step(list(range(5, 11)))
+        for text, last, row in zip(texts, range(5, 11), logits, strict=True):
+            torch.testing.assert_close(row, alone(model, [*ids(2, 3), *text, last]), rtol=1e-4, atol=1e-4)
+        assert sum(gathered) < 2 * paged_cache.BLOCK * 30
+
+
+# DeepSeek's values have another head size than its keys.
+def test_values_of_another_size() -> None:
+    sizes = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8}
+    experts = {"first_k_dense_replace": 9, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "num_key_value_heads": 4}
+    assert supports_paging(small_model("DeepseekV3Config", {**sizes, **experts, "topk_group": 1}))
+
+
+# Products that float16 cannot hold before they are scaled; and what is NaN agrees with nothing.
+def test_large_products_in_half_precision() -> None:
+    model = copy.deepcopy(family("qwen2, window"))
+    for name, parameter in model.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            parameter.data *= 60
+    assert supports_paging(model.half())
+    model.get_parameter("model.norm.weight").data[0] = float("nan")
+    assert not supports_paging(model)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

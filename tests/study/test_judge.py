@@ -235,6 +235,15 @@ def test_a_zero_rate_run_never_causes_a_stop(runs: list[History], batch: int, sp
         assert other.reference != "idle"
 
 
+# Luck is to be found where losses are noisy and nobody learns much: by an earlier rule 2% of these idle runs judged.
+@pytest.mark.parametrize(("pace", "spread"), [(1.0, 0.5), (0.3, 0.2), (0.1, 0.05)])
+def test_no_luck_makes_a_zero_rate_run_judge(pace: float, spread: float) -> None:
+    runs = [run(name, pace * share, 2.0, 8, spread=spread) for name, share in (("a", 1.0), ("b", 0.8))]
+    for seed in range(1000, 1250):
+        idle = run("idle", 0.0, 0.1, 8, spread=spread, seed=seed)
+        assert all(v.reference != "idle" for v in judge([*runs, idle], SETTINGS))
+
+
 @CASES
 @given(paces, norms, st.sampled_from([8, 40]), st.sampled_from([0.0, 0.2]), st.integers(2, 5))
 def test_identical_runs_are_never_stopped(pace: float, norm: float, batch: int, spread: float, count: int) -> None:

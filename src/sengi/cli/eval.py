@@ -66,7 +66,7 @@ def eval_(
         data_root: Folder of local benchmark files, where no hub can be reached (docs/benchmarks.md).
         output: Folder for results and samples in lm-eval's layout.
         apply_chat_template: Ask benchmarks through the model's chat template.
-        batch_tokens: Tokens at a time, of a forward call (4096) or kept while texts are written (4096; 1536 on a CPU);
+        batch_tokens: Tokens at a time, of a forward call (4096) or kept while texts are written (16384; 1280 on a CPU);
             less needs less memory.
         select: For a run: the task/metric (or task/metric/group=NAME) that chooses the best checkpoint; the first
             score if not given.

@@ -36,7 +36,7 @@ from sengi.model.context import context_length
 
 OnGenerated = Callable[[list[int], list[str]], None]
 # Tokens kept at a time. On a processor five-shot GSM8K then takes no more memory than lm-eval's own backend.
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1536, 4096
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1280, 16384
 
 
 class Generator:
@@ -92,7 +92,7 @@ class Generator:
         Args:
             requests: what to write.
             batch_tokens: tokens whose keys and values are kept at a time, those of a shared prefix once; more only
-                where one text alone is longer. Without it 1,536 on a CPU and 4,096 elsewhere.
+                where one text alone is longer. Without it 1,280 on a CPU and 16,384 elsewhere.
             on_generated: called when texts are finished with the indices of their requests and the texts.
 
         Returns:
@@ -296,8 +296,11 @@ class _Room:
         self._squares += sum(len(row.ids) ** 2 for row in done)
 
     def for_another(self, rows: list[_Row], row: _Row) -> bool:
-        """Whether ``row`` fits beside ``rows`` when each holds what one holds on average while it is written."""
-        written = self._squares // (2 * self._sum)
+        """Whether ``row`` fits beside ``rows`` when each holds half of what one holds on average while it is written.
+
+        Half: room that is left free costs more steps than the texts that have to leave and be read again.
+        """
+        written = self._squares // (4 * self._sum)
         wanted = 0
         for each in (*rows, row):
             prompt = len(each.request.prompt) - self._prefix

@@ -25,9 +25,9 @@ from sengi.inference.tree_attention import NAME
 from sengi.model.context import context_length
 
 BATCH_TOKENS = 4096  # new tokens of a forward call
-# On the CPU, least and most: more take memory (512 took 10 to 30 MB more than 256 with
-# SmolLM2-135M) and little less time (3% to 5%). Between them, as many as the longest text alone would take.
-CPU_TOKENS = 256, 512
+# On the CPU, least and most: more take memory (512 took 10 to 30 MB more than 256 with SmolLM2-135M, 256 took 5 MB more
+# than 128) and little less time (up to 5%). Between them, as many as the longest text alone would take.
+CPU_TOKENS = 128, 512
 KEYS_PER_TOKEN = 16  # keys that the nodes of a pack see, over the token budget: CUDA's kernel has to gather them
 
 Request = tuple[Sequence[int], Sequence[int]]

@@ -1,11 +1,12 @@
 """Keys and values of the rows that are being written, in blocks of a pool (a paged cache).
 
 Shapes: n rows that are being written, T tokens of a call, P tokens of the shared prefix, C tokens of the blocks of
-the longest row, H query heads, K key/value heads, G = H / K, D head size.
+the longest row of some, H query heads, K key/value heads, G = H / K, D head size (that of values may be another).
 
 Rows that begin alike (few-shot examples, a system prompt) share one copy of the prefix's keys and values. What a row
 has of its own lies in blocks of the pool, which it takes as it grows and gives back when it leaves. So memory follows
-what is written and not what might be, whatever the lengths of the rows, and nothing is copied when a row leaves.
+what is written and not what might be, and nothing is copied when a row leaves. A step gathers a layer's blocks, rows of
+similar lengths at once.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class PagedCache:
         self._new = 0  # tokens a row of the call
         self._fresh: Tensor | None = None  # blocks that the call writes to first
         self._places = torch.empty(0)  # where in the pool the call's tokens go
-        # A row: places of its tokens before the call; a step: blocks of all rows, (n, C / BLOCK)
-        self._seen = torch.empty(0)
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._before = torch.empty(0)  # a row: places of its tokens before the call
+        self._parts: list[tuple[Tensor, Tensor]] = []  # a step: rows (n,) and their blocks (n, C / BLOCK)
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def can_step(self) -> bool:
         """Whether there are blocks for one more token of every row."""
@@ -72,13 +73,27 @@ class PagedCache:
         if kind == "row":
             places = [block * BLOCK + i for block in self._tables[-1] for i in range(BLOCK)]
             start = self.lengths[-1]
-            self._places, self._seen = self._tensor(places[start : start + tokens]), self._tensor(places[:start])
+            self._places, self._before = self._tensor(places[start : start + tokens]), self._tensor(places[:start])
         else:
             pairs = zip(self._tables, self.lengths, strict=True)
             self._places = self._tensor([table[n // BLOCK] * BLOCK + n % BLOCK for table, n in pairs])
-            most = max(map(len, self._tables))
+            self._parts = self._by_length()
+
+    def _by_length(self) -> list[tuple[Tensor, Tensor]]:
+        """The rows and their blocks, in parts in which none has twice the blocks of another.
+
+        A part is computed at once, all its rows as long as the longest.
+        """
+        alike: dict[int, list[int]] = {}
+        for row, table in enumerate(self._tables):
+            alike.setdefault(len(table).bit_length(), []).append(row)
+        parts = []
+        for rows in alike.values():
+            most = max(len(self._tables[row]) for row in rows)
             # Behind a shorter row's end stands a block that was written to: unwritten memory could be NaN.
-            self._seen = self._tensor([table + table[:1] * (most - len(table)) for table in self._tables])
+            tables = [self._tables[row] + self._tables[row][:1] * (most - len(self._tables[row])) for row in rows]
+            parts.append((self._tensor(rows), self._tensor(tables)))
+        return parts
 
     def leave(self) -> None:
         """The call is over."""
@@ -124,8 +139,8 @@ class PagedCache:
     def _prefix(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values (1, K, T, D) of the prefix; all of it so far, (1, K, S, D) each."""
         if layer not in self._shared:
-            shape = (key.shape[1], self._longest_prefix, key.shape[3])
-            self._shared[layer] = key.new_empty(shape), value.new_empty(shape)
+            shared = [new.new_empty(new.shape[1], self._longest_prefix, new.shape[3]) for new in (key, value)]
+            self._shared[layer] = shared[0], shared[1]
         until = self.prefix + self._new
         for kept, new in zip(self._shared[layer], (key, value), strict=True):
             kept[:, self.prefix : until] = new[0]
@@ -135,12 +150,12 @@ class PagedCache:
     def _row(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values (1, K, T, D) of the last row; those of the prefix and the row, (1, K, S, D) each."""
         pools = self._write(layer, key[0], value[0])
-        if not self.prefix and not len(self._seen):
+        if not self.prefix and not len(self._before):
             return key, value
         parts = []
         for number, (pool, new) in enumerate(zip(pools, (key, value), strict=True)):
             shared = [self._shared[layer][number]] if self.prefix else []
-            parts.append(torch.cat([*shared, pool.flatten(1, 2)[:, self._seen], new[0]], 1)[None])
+            parts.append(torch.cat([*shared, pool.flatten(1, 2)[:, self._before], new[0]], 1)[None])
         return parts[0], parts[1]
 
     def _step(
@@ -153,46 +168,62 @@ class PagedCache:
         window: int | None,
         cap: float | None,
     ) -> Tensor:
-        """Each row's new token (n, K, G, D) over the prefix and the row; the prefix's keys are read once for all."""
-        rows, most = self._seen.shape
-        query = query.transpose(0, 1)
-        own = []
-        for pool in self._write(layer, key[:, :, 0].transpose(0, 1), value[:, :, 0].transpose(0, 1)):
-            blocks = pool.flatten(2).index_select(1, self._seen.flatten())
-            own.append(blocks.view(len(pool), rows, most * BLOCK, -1))  # (K, n, C, D)
+        """Each row's new token (n, K, G, D) over the prefix and the row."""
+        pools = self._write(layer, key[:, :, 0].transpose(0, 1), value[:, :, 0].transpose(0, 1))
+        query = query.transpose(0, 1) * scale  # before the product, which float16 could not hold
+        if len(self._parts) == 1:
+            return self._step_part(layer, 0, query, pools, window, cap).transpose(0, 1)
+        result = query.new_empty(*query.shape[:3], value.shape[3])
+        for number, (rows, _) in enumerate(self._parts):
+            result[:, rows] = self._step_part(layer, number, query[:, rows], pools, window, cap)
+        return result.transpose(0, 1)
+
+    def _step_part(
+        self,
+        layer: int,
+        number: int,
+        query: Tensor,
+        pools: tuple[Tensor, Tensor],
+        window: int | None,
+        cap: float | None,
+    ) -> Tensor:
+        """Scaled queries (K, n, G, D) of some rows; (K, n, G, D). The prefix's keys are read once for all."""
+        blocks = self._parts[number][1]
+        rows, most = blocks.shape
+        own = [
+            pool.flatten(2).index_select(1, blocks.flatten()).view(len(pool), rows, most * BLOCK, -1) for pool in pools
+        ]  # (K, n, C, D)
         logits = query @ own[0].transpose(2, 3)  # (K, n, G, C)
         if self.prefix:
             keys, values = self._shared[layer]
             shared = query.flatten(1, 2) @ keys.transpose(1, 2)  # (K, n * G, P)
             logits = torch.cat([shared.unflatten(1, (rows, -1)), logits], dim=3)
-        logits = logits.float() * scale
+        logits = logits.float()
         if cap is not None:
             logits = cap * torch.tanh(logits / cap)
-        mask = self._mask(window)
-        if mask is not None:
-            logits = logits + mask
-        weights = logits.softmax(dim=-1).to(value.dtype)
+        weights = (logits + self._mask(number, window)).softmax(dim=-1).to(own[1].dtype)
         result = weights[..., self.prefix :] @ own[1]
         if self.prefix:
             result = result + (weights[..., : self.prefix].flatten(1, 2) @ values).unflatten(1, (rows, -1))
-        return result.transpose(0, 1)
+        return result
 
-    def _mask(self, window: int | None) -> Tensor | None:
-        """0 where a row's new token sees a key, else -inf: (n, 1, P + C); None where all see all."""
-        if window not in self._masks:
-            seen = self.prefix + self._seen.shape[1] * BLOCK
-            position = self._tensor(self.lengths)[:, None] + self.prefix
+    def _mask(self, number: int, window: int | None) -> Tensor:
+        """0 where a new token of a part's rows sees a key, else -inf: (n, 1, P + C)."""
+        if (number, window) not in self._masks:
+            rows, blocks = self._parts[number]
+            seen = self.prefix + blocks.shape[1] * BLOCK
+            position = self._tensor(self.lengths)[rows, None] + self.prefix
             distance = position - torch.arange(seen, device=self._device)[None, :]
             unseen = (distance < 0) | (distance >= (window or seen))
             mask = torch.zeros(unseen.shape, device=self._device).masked_fill_(unseen, float("-inf"))
-            self._masks[window] = mask[:, None, :] if bool(unseen.any()) else None
-        return self._masks[window]
+            self._masks[number, window] = mask[:, None, :]
+        return self._masks[number, window]
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put the call's keys and values (K, tokens, D) into the layer's pool, which is given back."""
         if layer not in self._pools:
-            shape = (len(key), self._blocks, BLOCK, key.shape[2])
-            self._pools[layer] = key.new_empty(shape), value.new_empty(shape)
+            pools = [new.new_empty(len(new), self._blocks, BLOCK, new.shape[2]) for new in (key, value)]
+            self._pools[layer] = pools[0], pools[1]
         for pool, new in zip(self._pools[layer], (key, value), strict=True):
             if self._fresh is not None:
                 pool[:, self._fresh] = 0  # a weight of zero times what memory held before could be NaN
@@ -237,7 +268,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int
         if cap is None:
             block = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
         else:
-            logits = cap * torch.tanh((rows @ keys.transpose(2, 3)).float() * (scale / cap)) + mask
+            logits = cap * torch.tanh((rows * scale @ keys.transpose(2, 3)).float() / cap) + mask
             block = logits.softmax(dim=-1).to(values.dtype) @ values
         parts.append(block.unflatten(2, (groups, -1)))
     return torch.cat(parts, dim=3)

@@ -13,7 +13,7 @@ from sengi.inference.paged_cache import PagedCache
 
 NAME = "sengi_paged"
 # Tokens of a prompt in one forward call: more take memory, on a processor without a gain in time.
-CPU_TOKENS, GPU_TOKENS = 256, 4096
+CPU_TOKENS, GPU_TOKENS = 128, 4096
 
 
 class PagedModel:

@@ -14,6 +14,7 @@ MIN_STEPS = 3  # steps a window must hold: fewer have no median, and no spread a
 BASE_SHARE = 0.02  # samples of a check, from the start on, that tell the loss that training began with
 TO_SD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
 CHANCE = 1.96  # standard errors that chance explains: 95% of a normal distribution
+LEARNS = 4.5  # standard errors that a loss must have fallen by: of the many runs and checks none may judge by luck
 TINY = 1e-300  # no division by zero
 NONE = np.empty(0), np.empty(0, dtype=np.int64)
 MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean, sqrt(pi / 2)
@@ -113,17 +114,18 @@ def signals_at(history: History, check: int, window: float, warm: int) -> Signal
     loss_residuals = residuals(seen[inside], loss[inside]) * math.sqrt(history.batch_size)
     grad_norm, corrected = float(np.median(norm[inside])), float(np.median(squares)) if len(squares) else math.nan
     begun, window_loss = max(1, int((seen <= BASE_SHARE * check).sum())), float(np.median(loss[inside]))
-    error = math.sqrt((MEDIAN_ERROR**2 / steps + 1 / begun) / history.batch_size)
-    sd = robust_sd([loss_residuals])
+    # of one step, from all steps so far: those of the window alone are too few to be sure of
+    sd = robust_sd([np.diff(loss[seen <= check]) / math.sqrt(2)])
+    error = sd * math.sqrt(MEDIAN_ERROR**2 / steps + 1 / begun)
     # a rate that is too high throws the loss up at once: falling back from there is no learning, and the first step
     # alone is the loss of the model that all began with
-    start = min(float(loss[:begun].mean()), float(loss[0]) + CHANCE * sd / math.sqrt(history.batch_size))
+    start = min(float(loss[:begun].mean()), float(loss[0]) + CHANCE * sd)
     return Signals(
         loss=window_loss,
         grad_norm=grad_norm,
         corrected=corrected,
         progress=start - window_loss,
-        progress_error=CHANCE * sd * error,
+        progress_error=LEARNS * error,
         loss_residuals=loss_residuals,
         norm_residuals=residuals(seen[inside], norm[inside]) / max(grad_norm, TINY),
         corrected_residuals=residuals(places, squares) / (2 * max(corrected, TINY)) if len(squares) else squares,
