@@ -139,10 +139,11 @@ def preset_text(name: str) -> str:
     """The YAML of a preset with its evidence as comments.
 
     Raises:
-        RecipeError: no such preset; names the nearest.
+        RecipeError: no such preset; names the nearest, or all.
     """
     if name not in preset_names():
-        raise RecipeError(f"preset: there is no preset '{name}'{nearest(name, preset_names())}")
+        hint = nearest(name, preset_names()) or f"; there are {', '.join(preset_names())}"
+        raise RecipeError(f"preset: there is no preset '{name}'{hint}")
     return (resources.files("sengi") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -136,6 +136,17 @@ def test_other_questions_are_refused_with_their_ids(tmp_path):
         compare([saved(tmp_path / "a", arc=[1] * 5), saved(tmp_path / "b", arc=[1] * 2)])
 
 
+# Questions that only one side was asked are told even where the metric that both have knows nothing of them.
+def test_questions_of_another_metric_count(tmp_path):
+    def own(folder, more):
+        rows = [item("own", f"q{k}", "acc", k % 2) for k in range(4)] + more
+        return load_samples(write_lines(folder / "step-00000001.items.jsonl", rows))
+
+    written = item("own", "written", "exact_match", 1)
+    with pytest.raises(InputError, match=r"own: 1 questions only in the first \(ids: written\)"):
+        compare([own(tmp_path / "a", [written]), own(tmp_path / "b", [])])
+
+
 def test_other_content_under_the_same_id_is_refused(tmp_path):
     rows = accuracies("arc", RIGHT)
     changed = [row | {"target_hash": "other"} if row["doc_id"] in (3, 9) else row for row in rows]

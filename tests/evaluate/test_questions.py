@@ -41,6 +41,11 @@ def test_ways_to_name_the_right_choice(tmp_path: Path, answer: object) -> None:
     assert load_questions(write(tmp_path / "q.jsonl", {**COLOURS, "answer": answer}))[0].answers == ("blue",)
 
 
+def test_several_answers_may_stand_under_answers(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", {"question": "q", "answers": ["Alba", "the Alba"]})
+    assert load_questions(path)[0].answers == ("Alba", "the Alba")
+
+
 # Choices of digits: a text names the choice of that text, a number the index.
 def test_choices_of_digits(tmp_path: Path) -> None:
     row = {"question": "One and one?", "choices": ["3", "2", "4"]}

@@ -164,7 +164,7 @@ def test_more_rows_where_texts_are_short(watched: Watched) -> None:
     stop = text(by_transformers(MODEL, prompt, 40))[7:9]
     GENERATOR.generate([GenerationRequest(prompt, 200, (stop,)) for _ in range(40)], batch_tokens=400)
     assert watched.rows[0] <= 6
-    assert max(watched.rows) >= 9
+    assert max(watched.rows) >= 8
     assert max(watched.kept) <= 400
 
 

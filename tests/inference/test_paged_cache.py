@@ -165,8 +165,9 @@ def test_rows_of_all_lengths_in_one_step(monkeypatch: pytest.MonkeyPatch) -> Non
 # DeepSeek's values have another head size than its keys.
 def test_values_of_another_size() -> None:
     sizes = {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8}
-    experts = {"first_k_dense_replace": 9, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "num_key_value_heads": 4}
-    assert supports_paging(small_model("DeepseekV3Config", {**sizes, **experts, "topk_group": 1}))
+    experts = {"first_k_dense_replace": 9, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1}
+    values = {**sizes, **experts, "topk_group": 1, "num_key_value_heads": 4}
+    assert supports_paging(small_model("DeepseekV3Config", values))
 
 
 # Products that float16 cannot hold before they are scaled; and what is NaN agrees with nothing.

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from sengi.cli import study_display
 from sengi.cli.app import run as sengi
+from sengi.cli.study_table import table
 from sengi.storage import read_lines
 from sengi.study.chain import run_chain
 from sengi.study.run_executor import Ended
@@ -55,6 +56,17 @@ def test_the_live_table_marks_the_best(monkeypatch: pytest.MonkeyPatch, minimize
         display.rows([row("001-s1", 0.25), row("002-s1", 0.75)])
     assert f"\x1b[1;32m{best}" in screen.getvalue()
     assert f"\x1b[1;32m{other}" not in screen.getvalue()
+
+
+# In an ordinary terminal, or a pipe, only the settings give way.
+def test_the_table_fits_into_80_columns() -> None:
+    screen = io.StringIO()
+    settings = {"learning_rate": 2e-5, "effective_batch_size": 3840}
+    numbers = {"samples_seen": 825_487, "loss": 1.23456, "grad_norm": 10.5, "settings": settings, "state": "finished"}
+    rows = [{**row("011-s2", 0.25), **numbers, "verdict": word} for word in ("suspect", "advise", "continued")]
+    Console(file=screen, width=80).print(table(rows, True))
+    for word in ("verdict", "suspect", "advise", "continued", "825,487", "finished", "grad norm"):
+        assert word in screen.getvalue()
 
 
 def test_the_live_table_shows_what_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"question": f"What is {n} plus 1?", "choices": [str(n + 1), str(n + 2), str(n)], "answer": 0, "id": f"q{n}"}
         for n in range(4)
     ]
+    # one that is answered in writing
+    questions.append({"question": "What is 1 plus 1?", "answer": "2", "id": "written"})
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     return folder
 
@@ -158,9 +160,9 @@ def test_tasks_are_scored_before_at_every_point_and_after(recipe: Recipe, tmp_pa
         content = json.loads((run / f"evaluations/step-{step:08d}-tasks.json").read_text())
         # the two x axes of dynamics.jsonl, so that readers can join them
         assert (content["step"], content["samples_seen"], content["model"]) == (step, 4 * step, str(model))
-        assert [row["task"] for row in content["scores"]] == ["own", "own"]
+        assert [row["task"] for row in content["scores"]] == ["own"] * 3
         items = (run / f"evaluations/step-{step:08d}-tasks.items.jsonl").read_text().splitlines()
-        assert [json.loads(line)["id"] for line in items] == ["q0", "q1", "q2", "q3"]
+        assert [json.loads(line)["id"] for line in items] == ["q0", "q1", "q2", "q3", "written"]
     assert [entry for entry in told.scored if entry[1] == "own"] == [(step, "own") for step in (0, 2, 4, 5)]
     # held-out loss is scored at the same points and can be compared sample by sample
     heldout = (run / "evaluations/step-00000004-heldout.items.jsonl").read_text().splitlines()

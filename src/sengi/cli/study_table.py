@@ -18,7 +18,7 @@ def table(rows: list[dict[str, Any]], minimize: bool) -> Table:
     """The runs as people read them, the best finished one marked."""
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.add_column("run", no_wrap=True)
-    drawn.add_column("settings", min_width=18)
+    drawn.add_column("settings", min_width=10)  # the other columns fit into 80 beside so many
     drawn.add_column("state", no_wrap=True)
     for column in ("samples", "loss", "grad norm", "score"):
         drawn.add_column(column, justify="right", no_wrap=True)

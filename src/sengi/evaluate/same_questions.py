@@ -55,6 +55,12 @@ def missing_parts(first: SavedSamples, other: SavedSamples) -> list[str]:
 def _differences(first: TaskResults, other: TaskResults) -> list[str]:
     """What differs between one task of two evaluations, a phrase each."""
     phrases = []
+    mine, theirs = ({*one.asked, *one.excluded} for one in (first, other))
+    for name, ids in (("first", sorted(mine - theirs)), ("second", sorted(theirs - mine))):
+        if ids:
+            phrases.append(f"{len(ids):,} questions only in the {name} ({_ids(ids)})")
+    if phrases:
+        return phrases
     for metric in [metric for metric in first.metrics if metric in other.metrics]:
         before, after = first.metrics[metric], other.metrics[metric]
         for name, ids in (

@@ -29,6 +29,7 @@ OURS: dict[str, tuple[tuple[str, str], ...]] = {
     "BBH (normalised)": ((V2, "BBH"),),
     "MATH level 5": (("leaderboard_math_hard", "exact_match"), (V2, "MATH Lvl 5")),
     "MuSR (normalised)": ((V2, "MuSR"),),
+    "Open LLM Leaderboard v2": ((V2, "average"),),
     "TruthfulQA": (("truthfulqa_mc2", "acc"), (V1, "TruthfulQA")),
     "BBH": (("bbh", "exact_match"), ("bbh_cot_fewshot", "exact_match")),
 }
@@ -86,7 +87,9 @@ def _granite() -> list[PaperScore]:
     ):
         rows.append(PaperScore(TULU_MODEL, benchmark, "Tülu mixture v2, batch 3,840", large, "summary"))
         rows.append(PaperScore(TULU_MODEL, benchmark, "Tülu mixture v2, batch 128", small, "summary"))
-    rows.append(PaperScore(MISTRAL, "MT-Bench", "batch 3,840, rate 1e-6", 7.33, "summary"))
+    best = "batch 3,840, rate 1e-6"
+    rows.append(PaperScore(MISTRAL, "MT-Bench", best, 7.33, "summary"))
+    rows.append(PaperScore(MISTRAL, "Open LLM Leaderboard v2", best, 0.1859, "summary"))
     return rows
 
 

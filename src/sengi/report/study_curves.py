@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sengi.report.curves import SMOOTH_FROM, moving_median, thin
 from sengi.report.study_maps import colour, ranks
+from sengi.study.findings import comparable
 from sengi.study.judge import CONDEMNED
 from sengi.study.results import RunResult, StudyResults
 from sengi.study.signals import signals_at
@@ -119,11 +120,12 @@ def marks(results: StudyResults, curves: Sequence[RunCurve]) -> list[Mark]:
 
 
 def early_signals(results: StudyResults) -> list[EarlySignal]:
-    """Signals of all finished runs at the last check of the early window, as :mod:`sengi.study.findings` reads them."""
+    """Signals at the last check of the early window, of the finished runs whose rank correlation is told."""
     scored = results.scored
     if not scored:
         return []
     colours, check = run_colours(results), results.judge.checks()[-1] if len(results.judge.checks()) else 0
+    scored = comparable(scored)
     warm = max(run.history.warmup_samples for run in scored)
     pairs = [(run, s) for run in scored if (s := signals_at(run.history, check, results.judge.window, warm))]
     found = []

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from sengi.statistics.intervals import normal_quantile
 from sengi.study.judge import JudgeSettings
 from sengi.study.replay import FEWEST, OBJECTIVE, Outcome, Recording
-from sengi.study.signals import signals_at
+from sengi.study.signals import History, signals_at
+
+
+class _HasHistory(Protocol):
+    @property
+    def history(self) -> History: ...
+
+
+Run = TypeVar("Run", bound=_HasHistory)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minim
     settings, since signals of two groups are not those of one thing.
     """
     everyone = recordings
-    recordings = _comparable(everyone)
+    recordings = comparable(everyone)
     check = settings.checks()[-1]
     warm = max(recording.history.warmup_samples for recording in recordings)
     pairs = [(r, s) for r in recordings if (s := signals_at(r.history, check, settings.window, warm)) is not None]
@@ -67,12 +76,12 @@ def correlations(recordings: Sequence[Recording], settings: JudgeSettings, minim
     return [replace(one, apart=len(everyone) - len(recordings)) for one in found]
 
 
-def _comparable(recordings: Sequence[Recording]) -> list[Recording]:
+def comparable(runs: Sequence[Run]) -> list[Run]:
     """The runs of the group with the most settings; of equally many, of the one that comes first."""
-    groups: dict[str, list[Recording]] = {}
-    for recording in recordings:
-        groups.setdefault(recording.history.group, []).append(recording)
-    return max(groups.values(), key=lambda one: len({recording.history.settings for recording in one}))
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.history.group, []).append(run)
+    return max(groups.values(), key=lambda one: len({run.history.settings for run in one}))
 
 
 def _against(signal: str, expected: int, told: Sequence[tuple[Recording, float]], minimize: bool) -> Correlation:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tests.train.phases.phased_run import Recipe, records
 
+from sengi.cli import train_display
 from sengi.cli.app import run
 
 
@@ -31,3 +34,19 @@ def test_each_step_tells_its_phase_and_epoch(
     assert [number for _, number, _ in phases].count("1") == first
     assert "saved " in told
     assert "heldout loss" in told
+
+
+# In a terminal all of it stands on one bar: where the run is, its numbers, and the newest checkpoint.
+def test_one_bar_for_phases_epochs_and_checkpoints(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(train_display, "err", Console(file=screen, force_terminal=True, width=200, color_system=None))
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe(num_train_epochs=2)))
+    assert run(["train", str(path)]) == 0
+    drawn = [re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", screen.getvalue())]
+    bars = [line for line in drawn if re.match(r"(facts \(1|skills \(2)/2\), epoch \d/2 .* \d+% +loss ", line)]
+    assert bars[-1].startswith("skills (2/2), epoch 2/2")
+    assert "100%" in bars[-1]
+    assert any(re.search(r" left +checkpoint-\d+", line) for line in bars)
