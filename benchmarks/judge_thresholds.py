@@ -28,6 +28,7 @@ def variants(settings: JudgeSettings, budget_samples: int) -> dict[str, JudgeSet
         "one check": replace(settings, checks_in_a_row=1),
         "margins at 80%": replace(settings, confidence=0.8),
         "margins at 80%, one check": replace(settings, confidence=0.8, checks_in_a_row=1),
+        "hardly any margins": replace(settings, confidence=0.01),
         "up to 60% of the samples": replace(settings, early_samples=round(0.6 * budget_samples)),
     }
 

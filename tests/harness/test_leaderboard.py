@@ -171,12 +171,12 @@ def test_rows_of_a_leaderboard() -> None:
 
 
 # Near chance, where small models are, the cut at chance must not push the truth out of the interval.
-@pytest.mark.parametrize(("above_chance", "least", "most"), [(0.0, 0.93, 1.0), (0.02, 0.93, 1.0), (0.2, 0.88, 0.99)])
+@pytest.mark.parametrize(("above_chance", "least", "most"), [(0.0, 0.93, 0.97), (0.02, 0.93, 0.97), (0.2, 0.93, 0.97)])
 def test_intervals_of_normalised_scores_hold_the_truth(
     monkeypatch: pytest.MonkeyPatch, above_chance: float, least: float, most: float
 ) -> None:
     monkeypatch.setattr(leaderboard_rows_module, "RESAMPLES", 200)
-    rng, held, sets, questions = np.random.default_rng(0), 0, 60, 250
+    rng, held, sets, questions = np.random.default_rng(0), 0, 200, 250
     names = {f"leaderboard_musr_{name}": 1 / choices for name, choices in MUSR_CHOICES.items()}
     truth = float(np.mean([above_chance / (1 - chance) for chance in names.values()]))
     for _ in range(sets):

@@ -103,6 +103,23 @@ def test_many_kills(tmp_path: Path, seed: int) -> None:
     assert kill_and_compare(tmp_path, 12, crash_harness.seeded(100 + seed), space, 40) > 3
 
 
+def test_a_run_that_always_crashes_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    # real processes: no sample fits into 8 tokens, which only the training itself finds out
+    path = studies(tmp_path, {"max_tokens_per_device": [8, 64]}, 12)[0]
+    command = [sys.executable, "-m", "sengi", "study", str(path)]
+    environment = crash_harness.environment(tmp_path)
+    for _ in range(2):  # asked again, it tries no finished run again and says the same
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        summary = json.loads((tmp_path / "unbroken/study.json").read_text())
+        crashed, whole = summary["runs"]
+        assert (crashed["state"], crashed["score"]) == ("failed", None)
+        assert "max_tokens_per_device" in crashed["reason"]
+        assert "\n" not in crashed["reason"]
+        assert (whole["state"], whole["samples_seen"]) == ("finished", 12)
+        assert "Traceback" not in done.stdout + done.stderr
+        assert done.returncode == 1
+
+
 def test_the_command_trains_stops_and_continues(tmp_path: Path) -> None:
     # the shipped executor: real processes, a stop from outside, and a second call
     path = studies(tmp_path, {"learning_rate": [1e-2]}, 12)[0]
