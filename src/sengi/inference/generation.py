@@ -35,7 +35,7 @@ from sengi.inference.vllm_engine import VllmEngine, use_vllm
 from sengi.model.context import context_length
 
 OnGenerated = Callable[[list[int], list[str]], None]
-# Tokens kept at a time. On a processor five-shot GSM8K then takes no more memory than lm-eval's own backend.
+# Tokens kept at a time. On a processor eight-shot GSM8K then takes about as much memory as lm-eval's own backend.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1280, 16384
 
 

@@ -41,8 +41,7 @@ class PagedCache:
         self._blocks = blocks
         self._longest_prefix = longest_prefix
         self._device = device
-        # A heap: the lowest block first, so that a processor's memory beyond the highest one is never touched.
-        self._free = list(range(blocks))
+        self._free = list(range(blocks))  # a heap
         self._tables: list[list[int]] = []  # the blocks of each row
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}  # (K, P, D) each
         self._pools: dict[int, tuple[Tensor, Tensor]] = {}  # (K, blocks, BLOCK, D) each
