@@ -31,4 +31,5 @@ def test_a_variant_is_replayed_both_ways(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_each_variant_is_another_judge() -> None:
-    assert len(set(variants(JudgeSettings(100, 200), 1000).values())) == 7
+    found = variants(JudgeSettings(100, 200), 1000)
+    assert len(set(found.values())) == len(found) == 8

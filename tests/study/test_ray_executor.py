@@ -136,7 +136,7 @@ def test_an_address_where_nobody_answers_is_an_error() -> None:
 @pytest.mark.ray
 def test_two_machines_one_lost_training_the_same_scores(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    space = {"learning_rate": [1e-2, 1e-3], "weight_decay": [0.0, 0.1]}
+    space = {"learning_rate": [1e-2, 1e-3, 3e-3], "weight_decay": [0.0, 0.1]}  # the six runs of test_study_kills.py
     unbroken, killed = studies(tmp_path, space, 240)
     environment = crash_harness.environment(tmp_path)
     alone = [sys.executable, "-m", "sengi", "study", str(unbroken)]

@@ -1,4 +1,4 @@
-"""The Ray launcher shares the entry of torchrun: same run folder, same numbers, and a killed worker continues."""
+"""The Ray launcher shares the entry of torchrun: same run folder, same numbers."""
 
 from __future__ import annotations
 
