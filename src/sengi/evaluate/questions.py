@@ -84,13 +84,12 @@ def parse_question(row: dict[str, Any], place: str, number: int) -> Question:
     text = row.get("question")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{place}: question: {show(text)} where a text is needed; write the question there")
-    name = next((name for name in ("answer", "answers") if row.get(name) is not None), None)
-    if name is None and not any(name in row for name in ("answer", "answers")):
+    column = "answers" if row.get("answer") is None and "answers" in row else "answer"
+    if column not in row:
         raise DataError(f"{place}: no answer; add the column answer with the accepted text")
-    answer = row[name] if name else None
     # Tables have every column in every row: an empty one means that it is not a choice question.
     choices = _choices(row["choices"], place) if row.get("choices") not in (None, "") else None
-    answers = (_right_choice(answer, choices, place),) if choices else _accepted(answer, place)
+    answers = (_right_choice(row[column], choices, place),) if choices else _accepted(row[column], place)
     number_or_id = row.get("id")
     return Question(
         id=str(number if number_or_id is None else number_or_id),

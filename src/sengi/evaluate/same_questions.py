@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sengi.data.rows import printable
 from sengi.errors import InputError
@@ -55,21 +55,19 @@ def missing_parts(first: SavedSamples, other: SavedSamples) -> list[str]:
 def _differences(first: TaskResults, other: TaskResults) -> list[str]:
     """What differs between one task of two evaluations, a phrase each."""
     phrases = []
-    mine, theirs = ({*one.asked, *one.excluded} for one in (first, other))
-    for name, ids in (("first", sorted(mine - theirs)), ("second", sorted(theirs - mine))):
-        if ids:
-            phrases.append(f"{len(ids):,} questions only in the {name} ({_ids(ids)})")
-    if phrases:
-        return phrases
-    for metric in [metric for metric in first.metrics if metric in other.metrics]:
-        before, after = first.metrics[metric], other.metrics[metric]
+    shared = [metric for metric in first.metrics if metric in other.metrics]
+    # all questions first: a metric that only one side has may be of questions that only that side was asked
+    for mine, theirs in [
+        (_questions(first), _questions(other)),
+        *((first.metrics[metric], other.metrics[metric]) for metric in shared),
+    ]:
         for name, ids in (
-            ("first", [id_ for id_ in before if id_ not in after and id_ not in other.excluded]),
-            ("second", [id_ for id_ in after if id_ not in before and id_ not in first.excluded]),
+            ("first", [id_ for id_ in mine if id_ not in theirs and id_ not in other.excluded]),
+            ("second", [id_ for id_ in theirs if id_ not in mine and id_ not in first.excluded]),
         ):
             if ids:
                 phrases.append(f"{len(ids):,} questions only in the {name} ({_ids(ids)})")
-        if phrases:  # the other metrics of a task are of the same questions
+        if phrases:  # what follows is of the same questions
             return phrases
     both = [id_ for id_ in first.asked if id_ in other.asked]
     pairs = [(id_, first.asked[id_], other.asked[id_]) for id_ in both]
@@ -77,9 +75,14 @@ def _differences(first: TaskResults, other: TaskResults) -> list[str]:
         phrases.append(f"{len(ids):,} of {len(both):,} questions differ ({_ids(ids)})")
     elif ids := [id_ for id_, one, two in pairs if one.prompt and two.prompt and one.prompt != two.prompt]:
         phrases.append(f"{len(ids):,} of {len(both):,} prompts differ ({_ids(ids)})")
-    elif ids := [id_ for metric in first.metrics if metric in other.metrics for id_ in _weights(first, other, metric)]:
+    elif ids := [id_ for metric in shared for id_ in _weights(first, other, metric)]:
         phrases.append(f"{len(ids):,} questions weigh something else ({_ids(ids)})")
     return phrases
+
+
+def _questions(task: TaskResults) -> Collection[str]:
+    """All that were asked, those that could not be scored last."""
+    return dict.fromkeys([*task.asked, *sorted(task.excluded)])
 
 
 def _weights(first: TaskResults, other: TaskResults, metric: str) -> list[str]:

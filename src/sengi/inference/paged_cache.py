@@ -47,6 +47,7 @@ class PagedCache:
         self._pools: dict[int, tuple[Tensor, Tensor]] = {}  # (K, blocks, BLOCK, D) each
         self._kind = ""
         self._new = 0  # tokens a row of the call
+        self._rows: Sequence[int] = ()  # rows that the call is about
         self._fresh: Tensor | None = None  # blocks that the call writes to first
         self._places = torch.empty(0)  # where in the pool the call's tokens go
         self._before = torch.empty(0)  # a row: places of its tokens before the call
@@ -64,10 +65,11 @@ class PagedCache:
         """
         self._kind, self._new = kind, tokens
         self._masks.clear()
+        last = len(self.lengths) - 1
+        self._rows = {"prefix": (), "row": (last,), "step": range(last + 1)}[kind]
         if kind == "prefix":
             return
-        rows = range(len(self.lengths)) if kind == "step" else [len(self.lengths) - 1]
-        fresh = [block for row in rows for block in self._grow(row, tokens)]
+        fresh = [block for row in self._rows for block in self._grow(row, tokens)]
         self._fresh = self._tensor(fresh) if fresh else None
         if kind == "row":
             places = [block * BLOCK + i for block in self._tables[-1] for i in range(BLOCK)]
@@ -98,10 +100,8 @@ class PagedCache:
         """The call is over."""
         if self._kind == "prefix":
             self.prefix += self._new
-        else:
-            rows = range(len(self.lengths)) if self._kind == "step" else [len(self.lengths) - 1]
-            for row in rows:
-                self.lengths[row] += self._new
+        for row in self._rows:
+            self.lengths[row] += self._new
 
     def add(self) -> None:
         """Take in a row without tokens, behind the others."""
