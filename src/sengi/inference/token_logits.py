@@ -55,7 +55,7 @@ class TreeLogits:
         step = HEAD_ROWS if hidden.device.type == "cpu" else max(1, LOGITS // head.weight.shape[0])
         for start in range(0, len(rows), step):
             part = slice(start, min(start + step, len(rows)))
-            yield part, self._rule.apply(head(hidden[part]).float())
+            yield part, self._rule.apply_(head(hidden[part]).float())
 
     def skip(self, pack: Pack) -> None:
         """Compute the next pack for the sake of its descendants: no logit of it is needed."""

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from sengi.model.short_documents import LONGEST, attend_short
+
 NAME = "sengi_documents"
-# A CPU's bfloat16 kernel has a slow backward pass for short documents: 2.7 times float32's at 64 tokens, 1.3 times at
-# 256, as long at 512 (AVX512-BF16, docs/results/throughput.md). So these are computed in float32 under autocast, too.
-FLOAT32_UP_TO = 256
 
 
 def document_attention(
@@ -79,24 +78,30 @@ def document_attention(
     window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
     kind = query.device.type
     half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    if half is not None and query.is_cuda:  # queries and keys leave autocast, turned by positions in float32
+    if half is not None:  # queries and keys leave autocast, turned by positions in float32
         query, key, value = (x.to(half) for x in (query, key, value))
     if takes_flash(query, value, softcap):
         if shared_keys is not None:
             key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
         bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
         return _varlen(query, key, value, bounds, max_length_q, scaling, window), None
-    # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one concatenation,
-    # that of every slice a tensor as long as the pack.
     lengths = [b - a for a, b in itertools.pairwise(cu_seq_lens_q.tolist())]
-    split = [list(x.transpose(1, 2).split(lengths, dim=1)) for x in (query, key, value)]
-    if shared_tokens:
-        split = [[first, *(torch.cat([first, own], dim=1) for own in rest)] for first, *rest in split]
-    with torch.autocast(kind, enabled=False):  # it would turn float32 back
-        pieces = [_one_document(q, k, v, half, scaling, window, softcap) for q, k, v in zip(*split, strict=True)]
-    if shared_tokens:
-        pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
-    return torch.cat(pieces, dim=1), None
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    on_cpu_in_half = half is not None and kind == "cpu" and softcap is None
+    with torch.autocast(kind, enabled=False):  # all have one type by now
+        if on_cpu_in_half and max(lengths[0], shared_tokens + max(lengths[1:], default=0)) <= LONGEST:
+            rows = (x[0].transpose(0, 1) for x in (query, key, value))
+            return attend_short(*rows, lengths, shared_tokens, scale, window).unsqueeze(0), None
+        # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one
+        # concatenation, that of every slice a tensor as long as the pack.
+        split = [list(x.transpose(1, 2).split(lengths, dim=1)) for x in (query, key, value)]
+        if shared_tokens:
+            split = [[first, *(torch.cat([first, own], dim=1) for own in rest)] for first, *rest in split]
+        how = (on_cpu_in_half, scale, window, softcap)
+        pieces = [_one_document(*document, *how) for document in zip(*split, strict=True)]
+        if shared_tokens:
+            pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
+        return torch.cat(pieces, dim=1), None
 
 
 def takes_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
@@ -118,23 +123,16 @@ def takes_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
 
 
 def _one_document(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    half: torch.dtype | None,
-    scale: float | None,
-    window: int | None,
-    softcap: float | None,
+    q: Tensor, k: Tensor, v: Tensor, on_cpu_in_half: bool, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Causal attention of (1, L, heads, D) each, under autocast in ``half`` where that is faster; (1, L, H, D)."""
-    if half is not None:
-        number_type = half if q.is_cuda or k.shape[1] > FLOAT32_UP_TO else torch.float32
-        q, k, v = (x.to(number_type) for x in (q, k, v))
+    """Causal attention of (1, L, heads, D) each; (1, L, H, D)."""
+    if on_cpu_in_half and q.shape[1] <= LONGEST:
+        return attend_short(q[0], k[0], v[0], [q.shape[1]], 0, scale, window).unsqueeze(0)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return _causal(q, k, v, scale, window, softcap).transpose(1, 2)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None) -> Tensor:
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
     length = q.shape[2]
     if softcap is None and (window is None or window >= length):
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -145,7 +143,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | 
         return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    logits = (q @ k.transpose(2, 3)).float() * (scale if scale is not None else q.shape[3] ** -0.5)
+    logits = (q @ k.transpose(2, 3)).float() * scale
     logits = (softcap * torch.tanh(logits / softcap)).masked_fill(~seen, float("-inf"))
     return logits.softmax(dim=-1).to(v.dtype) @ v
 

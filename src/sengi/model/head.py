@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 1024  # targets at a time; smaller chunks cost time, larger ones memory (measured)
-BLOCK = 2**22  # logits at a time between the matrix products on a CPU: 16 MB, which its last cache holds
+BLOCK = 2**19  # logits at a time between the matrix products on a CPU: 2 MB, which two cores' own caches hold
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,25 @@ class LogitRule:
         cap = getattr(text, "final_logit_softcapping", None)
         return LogitRule(scale, float(cap) if cap else None)
 
-    def apply(self, logits: Tensor) -> Tensor:
-        """Logits after the rule, same shape."""
+    def apply_(self, logits: Tensor) -> Tensor:
+        """Turn logits into those after the rule, in place."""
         if self.scale != 1.0:
-            logits = logits * self.scale
-        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
+            logits.mul_(self.scale)
+        return logits.div_(self.cap).tanh_().mul_(self.cap) if self.cap else logits
 
-    def backward(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Gradient before the rule, given the gradient after it and the logits after it."""
+    def backward_(self, grad: Tensor, logits: Tensor) -> Tensor:
+        """Turn the gradient after the rule into the one before it, in place; ``logits`` are those after it."""
         if self.cap:
-            grad = grad * (1 - (logits / self.cap) ** 2)
-        return grad * self.scale if self.scale != 1.0 else grad
+            grad.mul_(1 - (logits / self.cap) ** 2)
+        return grad.mul_(self.scale) if self.scale != 1.0 else grad
+
+
+def _softmax_(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Turn logits (N, V) into probabilities in place; the negative log-likelihoods (N,) of ``wanted`` (N, 1)."""
+    top, at_target = scores.amax(dim=1, keepdim=True), scores.gather(1, wanted)
+    total = scores.sub_(top).exp_().sum(dim=1, keepdim=True)
+    scores.div_(total)
+    return (total.log_() + top - at_target)[:, 0]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -69,24 +77,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias and bias is not None else None
+        scratch: Tensor | None = None  # one for all blocks: fresh memory comes page by page, which takes longer
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             rows = hidden[part].to(dtype)
             logits = rows @ matrix.t()
             step = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
+            if scratch is None and logits.dtype != torch.float32:
+                scratch = torch.empty(min(step, len(logits)), logits.shape[1], device=logits.device)
             blocks = (x.split(step) for x in (logits, targets[part, None], loss_weights[part, None], nll[part]))
             for block, wanted, weights, losses in zip(*blocks, strict=True):
-                scores = rule.apply(block.float() if bias is None else block.float() + bias.float())
-                log_total = scores.logsumexp(dim=1, keepdim=True)
-                losses.copy_((log_total - scores.gather(1, wanted))[:, 0])
+                scores = block if scratch is None else scratch[: len(block)].copy_(block)
+                if bias is not None:
+                    scores += bias.float()
+                rule.apply_(scores)
+                capped = scores.clone() if rule.cap and (need_hidden or need_weight) else scores
+                losses.copy_(_softmax_(scores, wanted))
                 if not (need_hidden or need_weight):
                     continue
-                grad = (scores - log_total).exp_()
-                grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
-                grad = rule.backward(grad.mul_(weights), scores)
+                scores.mul_(weights).scatter_add_(1, wanted, -weights)
+                rule.backward_(scores, capped)
                 if grad_bias is not None:
-                    grad_bias += grad.sum(dim=0)
-                block.copy_(grad)
+                    grad_bias += scores.sum(dim=0)
+                if scratch is not None:
+                    block.copy_(scores)
             if grad_hidden is not None:
                 grad_hidden[part] = logits @ matrix
             if need_weight and grad_weight is None:
