@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -36,7 +36,10 @@ class Strict(BaseModel):
     @classmethod
     def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         asked = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and asked is not bool:  # pydantic would read true as the number 1
+        if isinstance(value, bool) and bool not in (
+            asked,
+            *get_args(asked),
+        ):  # pydantic would read true as 1
             raise ValueError("this key takes no true or false")
         return value
 

@@ -105,7 +105,7 @@ def plan_lines(plan: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
         ),
         ("output", recipe.output_dir),
     ]
-    chosen = ("dtype", "max_tokens_per_device", "gradient_checkpointing")
+    chosen = ("dtype", "max_tokens_per_device", "gradient_checkpointing", "torch_compile")
     values: dict[str, Any] = {key: getattr(plan, key) for key in chosen}
     advised = plan_advice.advice_keys(plan, recipe)
     for key, reason in plan.reasons.items():

@@ -90,15 +90,16 @@ def document_attention(
     on_cpu_in_half = half is not None and kind == "cpu" and softcap is None
     with torch.autocast(kind, enabled=False):  # all have one type by now
         if on_cpu_in_half and max(lengths[0], shared_tokens + max(lengths[1:], default=0)) <= LONGEST:
-            rows = (x[0].transpose(0, 1) for x in (query, key, value))
-            return attend_short(*rows, lengths, shared_tokens, scale, window).unsqueeze(0), None
+            q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+            return attend_short(q, k, v, lengths, shared_tokens, scale, window).unsqueeze(0), None
         # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one
         # concatenation, that of every slice a tensor as long as the pack.
         split = [list(x.transpose(1, 2).split(lengths, dim=1)) for x in (query, key, value)]
         if shared_tokens:
             split = [[first, *(torch.cat([first, own], dim=1) for own in rest)] for first, *rest in split]
-        how = (on_cpu_in_half, scale, window, softcap)
-        pieces = [_one_document(*document, *how) for document in zip(*split, strict=True)]
+        pieces = [
+            _one_document(q, k, v, on_cpu_in_half, scale, window, softcap) for q, k, v in zip(*split, strict=True)
+        ]
         if shared_tokens:
             pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
         return torch.cat(pieces, dim=1), None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 1024  # targets at a time; smaller chunks cost time, larger ones memory (measured)
+WORDS = 8192  # rows of the weight whose gradient is added at a time
 BLOCK = 2**19  # logits at a time between the matrix products on a CPU: 2 MB, which two cores' own caches hold
 
 
@@ -69,6 +70,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss_weights: Tensor,
         rule: LogitRule,
         dtype: torch.dtype,
+        into: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         need_bias = bias is not None and ctx.needs_input_grad[2]
@@ -103,13 +105,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     block.copy_(scores)
             if grad_hidden is not None:
                 grad_hidden[part] = logits @ matrix
-            if need_weight and grad_weight is None:
+            if need_weight and into is not None:
+                for of_words, some in zip(logits.t().split(WORDS), into.split(WORDS), strict=True):
+                    some += of_words @ rows
+            elif need_weight and grad_weight is None:
                 grad_weight = (logits.t() @ rows).float()
             elif grad_weight is not None and dtype == grad_weight.dtype:
                 grad_weight.addmm_(logits.t(), rows)  # in place: a product of its own is as large as the head
             elif grad_weight is not None:
                 grad_weight += logits.t() @ rows
-        if need_weight and grad_weight is None:  # no targets at all
+        if need_weight and into is None and grad_weight is None:  # no targets at all
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight.dtype
@@ -121,11 +126,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scaled = [None if g is None else g.mul_(grads[0]) for g in ctx.saved_tensors]
         if scaled[1] is not None:
             scaled[1] = scaled[1].to(ctx.weight_dtype)
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def supervised_loss(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, loss_weights: Tensor, rule: LogitRule
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    loss_weights: Tensor,
+    rule: LogitRule,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted cross-entropy of supervised targets.
 
@@ -135,6 +145,9 @@ def supervised_loss(
         targets: int64 (S,).
         loss_weights: float32 (S,); the loss is ``sum(weight * nll)``.
         rule: the family's logit rule.
+        into: float32 (V, E) where the weight's gradient is added at once, for a loss that is the end of the graph: a
+            gradient of its own is as large again, and fresh memory of that size costs more time than the product. The
+            backward pass then gives none.
 
     Returns:
         The scalar float32 loss and the float32 (S,) negative log-likelihoods, detached, in nats.
@@ -142,6 +155,6 @@ def supervised_loss(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     result: tuple[Tensor, Tensor] = _ChunkedCrossEntropy.apply(
-        hidden, head.weight, head.bias, targets, loss_weights, rule, dtype
+        hidden, head.weight, head.bias, targets, loss_weights, rule, dtype, into
     )
     return result

@@ -113,8 +113,8 @@ def attend_short(
     sizes = [g.documents * (g.before + g.length) for g in groups]
     parts_k, parts_v = (_Spread.apply(x, keys).split(sizes) for x in (key, value))
     results = [
-        _one_group(*parts, group, scale, window)
-        for *parts, group in zip(parts_q, parts_k, parts_v, groups, strict=True)
+        _one_group(q, k, v, group, scale, window)
+        for q, k, v, group in zip(parts_q, parts_k, parts_v, groups, strict=True)
     ]
     result: Tensor = _Collect.apply(torch.cat(results), queries)
     return result

@@ -27,12 +27,15 @@ class SupervisedModel(nn.Module):
         lm: the transformers model; its weights are the trained weights.
         padding_free: all documents of a pack in one call; else one call a document (models whose layers carry
             state along the row, such as state-space layers).
+        adds_at_once: the head's weight gets its gradient in the forward pass (:mod:`sengi.model.head`), where it has
+            one to add to. For training in one process only: sharding collects gradients in the backward pass.
     """
 
     def __init__(self, lm: PreTrainedModel, padding_free: bool = True) -> None:
         super().__init__()
         self.lm = lm
         self.padding_free = padding_free
+        self.adds_at_once = False
         self.rule = LogitRule.of(lm.config)
 
     def forward(self, pack: Pack, loss_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +49,9 @@ class SupervisedModel(nn.Module):
             Scalar float32 ``sum(weight * nll)``, and the detached nll (S,) in nats.
         """
         hidden = self.hidden_states(pack)[pack.predict_at]
-        return supervised_loss(hidden, self.lm.get_output_embeddings(), pack.targets, loss_weights, self.rule)
+        head = self.lm.get_output_embeddings()
+        into = head.weight.grad if self.adds_at_once and torch.is_grad_enabled() else None
+        return supervised_loss(hidden, head, pack.targets, loss_weights, self.rule, into)
 
     def hidden_states(self, pack: Pack) -> Tensor:
         """Last hidden state of every token, (T, E)."""

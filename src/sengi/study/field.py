@@ -17,7 +17,7 @@ from sengi.study.results import RunResult, StudyResults
 from sengi.study.space import settings_text
 
 OWN = ("output_dir", "seed", "max_steps", "num_train_epochs", "preset", "report_to")  # differ without meaning anything
-LAYOUT = ("max_tokens_per_device", "fsdp_sharding_strategy", "gradient_checkpointing", "processes")
+LAYOUT = ("max_tokens_per_device", "fsdp_sharding_strategy", "gradient_checkpointing", "torch_compile", "processes")
 PHASES = ("strategy", "phases")
 CONFIGURATION = ("effective_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps")
 MARGIN = 0.01  # of a share, or relative to the best score: less is not worth speaking of

@@ -15,6 +15,7 @@ from sengi.evaluate.contamination import write_contamination
 from sengi.evaluate.tasks import load_tasks
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
+from sengi.train.compiling import compile_now
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.evaluation import Evaluations
 from sengi.train.handover import Handover
@@ -149,7 +150,8 @@ def _write_request(run: RunContext) -> None:
 
 def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop:
     """The base model, made padding-free, sharded and given an optimizer."""
-    recipe, world, base = run.setup.resolved.recipe, run.world, load_trainable(run.setup, run.world.device)
+    recipe, world, plan = run.setup.resolved.recipe, run.world, run.setup.plan
+    base = load_trainable(run.setup, world.device, plan.torch_compile)
     family = type(base.model.lm).__name__
     if not base.model.padding_free and world.size > 1:
         raise ModelError(
@@ -158,8 +160,13 @@ def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop
         )
     if not base.model.padding_free:
         run.observer.message(f"{family} carries state along the row: one document a forward call, not packed")
+    base.model.adds_at_once = world.size == 1 and world.device.type == "cpu"  # where gradients are kept as zeros
     model = shard(base.model, world, recipe)
     optimizer = build_optimizer(model, recipe)
+    if base.compiled:
+        budget, vocabulary = plan.max_tokens_per_device, base.model.lm.config.get_text_config().vocab_size
+        seconds = compile_now(model, optimizer, world, base.autocast, budget, vocabulary)
+        run.observer.message(f"compiled the layers in {seconds:.0f} s")
     return Loop(run, evaluations, handover, model, optimizer, base.files, base.autocast)
 
 

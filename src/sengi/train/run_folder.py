@@ -27,6 +27,7 @@ FREE_KEYS = frozenset(
         "output_dir",
         "max_tokens_per_device",
         "gradient_checkpointing",
+        "torch_compile",
         "fsdp_sharding_strategy",
         "fsdp_reshard_after_forward",
         "fsdp_gradient_reduction",

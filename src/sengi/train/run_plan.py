@@ -19,6 +19,7 @@ from sengi.model.cost import ModelCost, best_dtype
 from sengi.model.memory import STATE_BYTES
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
+from sengi.train import compiling
 from sengi.train.advice import FEWEST_STEPS_OF_A_PHASE
 from sengi.train.memory_fit import LOOK_AT, Fit
 
@@ -39,6 +40,7 @@ NOTABLE = (
     "dtype",
     "max_tokens_per_device",
     "gradient_checkpointing",
+    "torch_compile",
 )
 
 
@@ -52,6 +54,7 @@ class RunPlan:
         max_tokens_per_device: the token budget in use; ``max_tokens_reduced_from`` the one that an earlier step of this
             run had no memory for.
         gradient_checkpointing: the dial in use.
+        torch_compile: whether layers are compiled.
         memory: the forecast of one process at its highest (model/memory.py).
         packs_per_step: mean micro-batches of a step over all ranks; ``pack_fill`` is the share of the budget used.
         tokens: tokens of the whole run; ``flops`` the floating-point operations they cost.
@@ -71,6 +74,7 @@ class RunPlan:
     max_tokens_per_device: int
     max_tokens_reduced_from: int | None
     gradient_checkpointing: Dial
+    torch_compile: bool
     memory: dict[str, Any]
     packs_per_step: float
     pack_fill: float
@@ -117,8 +121,12 @@ def make_plan(
     world_size: int,
     device: torch.device,
     peak: float | None,
+    earlier: dict[str, Any] | None,
 ) -> RunPlan:
     """Work out the plan.
+
+    Args:
+        earlier: plan.json of the run that is continued: what it chose stays.
 
     Raises:
         InputError: a sample does not fit the token budget, or the checkpoints would not fit the disk.
@@ -149,6 +157,9 @@ def make_plan(
     efficiency = CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY
     # ranks of one CPU share its cores, so more of them add no peak
     speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
+    seconds = done / speed if speed else None
+    begun = bool(earlier.get("torch_compile")) if earlier else None
+    compiled, compile_reason = compiling.decide(recipe, begun, device, seconds, fitted.dial)
     exported = 4 if cost.adapter else dtype.itemsize
     checkpoint = int(cost.trained * (4 + STATE_BYTES[recipe.optim] + exported)) + (20 << 20)
     selects = recipe.phasing.select != "last"
@@ -171,6 +182,7 @@ def make_plan(
         max_tokens_per_device=budget,
         max_tokens_reduced_from=fitted.reduced_from,
         gradient_checkpointing=fitted.dial,
+        torch_compile=compiled,
         memory=fitted.memory.to_dict(),
         packs_per_step=slots / len(packs),
         pack_fill=sum(step.tokens for step in packs) / (slots * budget),
@@ -180,19 +192,20 @@ def make_plan(
         trained_parameters=cost.trained,
         flops=flops,
         peak_flops=peak,
-        forecast_seconds=done / speed if speed else None,
+        forecast_seconds=seconds,
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * kept,
         disk_free=shutil.disk_usage(folder).free,
         data_fingerprint=store.fingerprint,
         data=store.summary(),
         origins=dict(resolved.origins),
-        reasons=_reasons(resolved, dtype_reason),
+        reasons=_reasons(resolved, dtype_reason, compile_reason),
         phases=steps.summary(),
         warnings=[
             *fitted.notes,
             *_warnings(recipe, steps, store),
             *_dtype_warning(recipe, device),
+            *_compile_warning(recipe, compiled, compile_reason),
             *_lora_warnings(resolved),
         ],
     )
@@ -219,11 +232,13 @@ def _times(every_steps: int | None, every_samples: int | None, steps: RunOrder) 
     return 1 + (steps.total_samples // every_samples if every_samples else 0)
 
 
-def _reasons(resolved: ResolvedRecipe, dtype_reason: str) -> dict[str, str]:
+def _reasons(resolved: ResolvedRecipe, dtype_reason: str, compile_reason: str) -> dict[str, str]:
     """Why each notable value that the user did not give is what it is."""
     reasons = {key: default_reason(key, resolved.recipe) for key in NOTABLE if key not in resolved.origins}
     if resolved.recipe.dtype == "auto":
         reasons["dtype"] = dtype_reason
+    if resolved.recipe.torch_compile == "auto":
+        reasons["torch_compile"] = compile_reason
     return reasons
 
 
@@ -232,6 +247,11 @@ def _dtype_warning(recipe: Recipe, device: torch.device) -> list[str]:
     if recipe.dtype == "bfloat16" and best != torch.bfloat16:
         return [f"dtype is bfloat16, but {reason}; set dtype: float32"]
     return []
+
+
+def _compile_warning(recipe: Recipe, compiled: bool, reason: str) -> list[str]:
+    asked = recipe.torch_compile is True
+    return [f"torch_compile is not used: {reason}"] if asked and not compiled else []
 
 
 def _lora_warnings(resolved: ResolvedRecipe) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sengi.data.store_build import open_store
 from sengi.errors import InputError, RecipeError
 from sengi.evaluate.contamination import contamination_note, find_contamination
 from sengi.evaluate.suite import Suite, check, fingerprint
+from sengi.model.compiled import can_compile
 from sengi.model.cost import ModelCost, best_dtype, model_cost, peak_flops
 from sengi.model.load import load_tokenizer
 from sengi.model.lora import add_adapter, check_method, skeleton
@@ -102,7 +103,11 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         world_size=world.size,
         device=world.device,
         peak=world.on_first(lambda: peak_flops(world.device, dtype)),
+        earlier=earlier,
     )
+    if plan.torch_compile and (cause := next(filter(None, world.gather(can_compile(world.device))), "")):
+        plan = replace(plan, torch_compile=False)
+        plan.warnings.append(f"torch_compile is not used: it does not work here ({cause})")
     if note := contamination_note(contamination):
         plan.warnings.append(note)
     return Setup(resolved, folder, store, heldout, steps, cost, plan, suite, suite_data, contamination)

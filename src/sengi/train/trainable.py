@@ -8,6 +8,7 @@ import torch
 
 from sengi.inference.lent_model import rope_limit
 from sengi.model.checkpointing import checkpoint_layers, transformer_layers
+from sengi.model.compiled import compile_layers
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.lora import add_adapter, compute_in, load_frozen
 from sengi.model.supervised import SupervisedModel, prepare
@@ -23,15 +24,20 @@ class Trainable:
         model: the model; parameters that are not trained need no gradient.
         files: what an exported checkpoint holds beside weights, name -> content.
         autocast: dtype of the computation, or None for float32.
+        compiled: whether its layers are compiled when they are first called.
     """
 
     model: SupervisedModel
     files: dict[str, bytes]
     autocast: torch.dtype | None
+    compiled: bool
 
 
-def load_trainable(setup: Setup, device: torch.device) -> Trainable:
+def load_trainable(setup: Setup, device: torch.device, compiled: bool = False) -> Trainable:
     """Read the weights of a run's base model and make it what the recipe asks for.
+
+    Args:
+        compiled: whether its layers are to be compiled; those that go one document at a time are not.
 
     Raises:
         ModelError: the model cannot be loaded safely or is not supported.
@@ -50,5 +56,8 @@ def load_trainable(setup: Setup, device: torch.device) -> Trainable:
     supervised = prepare(lm, device, autocast, packs=longest < rope_limit(lm))
     if recipe.use_peft and autocast is not None:
         compute_in(lm, autocast)
-    checkpoint_layers(transformer_layers(supervised), setup.plan.gradient_checkpointing)
-    return Trainable(supervised, files, autocast)
+    layers = transformer_layers(supervised)
+    if compiled := compiled and supervised.padding_free:
+        compile_layers(layers)
+    checkpoint_layers(layers, setup.plan.gradient_checkpointing)
+    return Trainable(supervised, files, autocast, compiled)

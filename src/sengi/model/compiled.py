@@ -1,0 +1,60 @@
+"""Transformer layers through torch.compile, applied from outside.
+
+Each class of layer is compiled once, for any number of tokens (``dynamic=True``), and all layers of the class share the
+code. Attention stays as it is: its kernels are chosen by lengths of documents, and a compiler gains nothing on them.
+Elementwise work between the matrix products becomes one loop in place of several (norms, gated units, rotary
+positions), which also keeps fewer results for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from sengi.model.attention import NAME, document_attention
+
+VARIANTS = 64  # of a function, before torch gives up on it: kinds of layers, packs with shared tokens and without
+
+
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Let ``layers`` compute with compiled code where gradients are wanted; before they are checkpointed or sharded.
+
+    Nothing is compiled before the first call. Without gradients (held-out loss) the plain code runs: another
+    compilation would take longer than it saves.
+
+    Args:
+        layers: the transformer layers of a padding-free model.
+    """
+    # imported here and not above: torch needs a second to load its compiler
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))
+    of_class: dict[type[nn.Module], Callable[..., Any]] = {}
+    for layer in layers:
+        kind = type(layer)
+        compiled = of_class.setdefault(kind, torch.compile(kind.forward, dynamic=True))
+        layer.forward = partial(_forward, layer, compiled)
+
+
+def _forward(layer: nn.Module, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    code = compiled if torch.is_grad_enabled() else type(layer).forward
+    return code(layer, *args, **kwargs)
+
+
+def can_compile(device: torch.device) -> str:
+    """Why torch.compile does not work here, in a line; empty where it does. Tries it on a few numbers."""
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 + 1
+
+    try:
+        torch.compile(double)(torch.ones(8, device=device))
+    except Exception as error:  # compilers fail in their own ways: none installed, no Triton, no place to write
+        return (str(error) or type(error).__name__).strip().splitlines()[0]
+    return ""
