@@ -69,6 +69,23 @@ def test_chunks_change_nothing(targets: int, chunk: int, rule: LogitRule, bias: 
         check(*inputs(targets, bias=bias), rule, outer)
 
 
+# Rule: added at once, the weight's gradient is the same, on top of what is there, and the backward pass gives no other.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", [0, 7, CHUNK + 5])
+def test_a_gradient_may_be_added_at_once(targets: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORDS", 16)  # several blocks, the last one short
+    hidden, head, wanted, weights = inputs(targets, bias=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected = torch.autograd.grad(
+            supervised_loss(hidden, head, wanted, weights, RULES[3])[0], [hidden, *head.parameters()]
+        )
+        head.weight.grad = torch.ones_like(head.weight)
+        loss, _ = supervised_loss(hidden, head, wanted, weights, RULES[3], head.weight.grad)
+    loss.backward()
+    for found, one in zip((hidden.grad, head.weight.grad - 1, head.bias.grad), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-5)
+
+
 def test_large_logits_do_not_overflow() -> None:
     hidden, head, targets, weights = inputs(9)
     with torch.no_grad():

@@ -32,11 +32,14 @@ def with_adapter(lm: PreTrainedModel) -> None:
     add_adapter(lm, small_recipe(use_peft=True, lora_r=4))
 
 
-def real_peak(name: str, dial: str, autocast: torch.dtype | None, adapt: Adapt = nothing) -> int:
+def real_peak(
+    name: str, dial: str, autocast: torch.dtype | None, adapt: Adapt = nothing, adds_at_once: bool = False
+) -> int:
     """The same counted while real numbers are computed."""
     lm = copy.deepcopy(family(name))
     adapt(lm)
     model = prepare(lm)
+    model.adds_at_once = adds_at_once
     checkpoint_layers(transformer_layers(model), dial)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -77,6 +80,15 @@ def test_a_trace_counts_an_adapter(name: str) -> None:
 def test_a_trace_follows_the_dial_and_autocast(dial: str, autocast: torch.dtype | None) -> None:
     traced = trace_micro_batch(build("llama"), LENGTHS, TARGETS, dial, CPU, autocast)
     assert max(traced.peaks.values()) == pytest.approx(real_peak("llama", dial, autocast), rel=0.01)
+
+
+# One process on a CPU: the head's gradient is never there twice.
+def test_a_trace_follows_a_gradient_that_is_added_at_once() -> None:
+    traced, twice = (
+        trace_micro_batch(build("llama"), LENGTHS, TARGETS, "none", CPU, None, flag) for flag in (True, False)
+    )
+    assert max(traced.peaks.values()) == pytest.approx(real_peak("llama", "none", None, adds_at_once=True), rel=0.01)
+    assert traced.peaks["loss head backward"] < twice.peaks["loss head backward"]
 
 
 def build(name: str) -> Callable[[], PreTrainedModel]:

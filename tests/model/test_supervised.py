@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -121,23 +122,23 @@ def test_every_family_packs(name: str) -> None:
 # kernel that autocast does not know (torch's variable-length one) would get two types, or not be taken at all.
 @pytest.mark.parametrize("name", ["llama", "granite", "gemma3", "phi3, window", "qwen3"])
 def test_attention_computes_in_the_type_of_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: set[torch.dtype] = set()
-    real = attention.scaled_dot_product_attention
+    seen: dict[str, set[torch.dtype]] = {"attend_short": set(), "attend_long": set()}
 
-    def spy(*qkv: Tensor, **options: Any) -> Tensor:
-        seen.update(tensor.dtype for tensor in qkv)
-        return real(*qkv, **options)
+    def spied(kind: str, real: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def spy(*arguments: Any) -> Tensor:
+            seen[kind].update(tensor.dtype for tensor in arguments[:3])
+            return real(*arguments)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", spy)
+        return spy
+
+    for kind in seen:
+        monkeypatch.setattr(attention, kind, spied(kind, getattr(attention, kind)))
     pack, model = make_pack(some_documents()), prepared(name)
     with torch.autocast("cpu", torch.bfloat16):
-        seen.clear()
         model(pack, torch.ones(len(pack.targets)))
-        assert seen == {torch.float32}  # faster on a CPU where documents are short
-        seen.clear()
-        monkeypatch.setattr(attention, "FLOAT32_UP_TO", 0)
+        monkeypatch.setattr(attention, "LONGEST", 1)
         model(pack, torch.ones(len(pack.targets)))
-    assert seen == {torch.bfloat16}
+    assert seen == {"attend_short": {torch.bfloat16}, "attend_long": {torch.bfloat16}}
 
 
 @settings(max_examples=60)

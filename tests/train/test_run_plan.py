@@ -53,6 +53,7 @@ def plan_of(
         world_size=world,
         device=CPU,
         peak=1e9,
+        earlier=None,
     )
     return plan, steps
 

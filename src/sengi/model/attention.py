@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from sengi.model.long_documents import attend_long
 from sengi.model.short_documents import LONGEST, attend_short
 
 NAME = "sengi_documents"
@@ -129,6 +130,8 @@ def _one_document(
     """Causal attention of (1, L, heads, D) each; (1, L, H, D)."""
     if on_cpu_in_half and q.shape[1] <= LONGEST:
         return attend_short(q[0], k[0], v[0], [q.shape[1]], 0, scale, window).unsqueeze(0)
+    if on_cpu_in_half:
+        return attend_long(q[0], k[0], v[0], scale, window).unsqueeze(0)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return _causal(q, k, v, scale, window, softcap).transpose(1, 2)
 

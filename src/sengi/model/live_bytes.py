@@ -102,6 +102,7 @@ def trace_model(
     dial: Dial,
     device: torch.device,
     autocast: torch.dtype | None,
+    adds_at_once: bool = False,
 ) -> MicroBatch:
     """Bytes of forward and backward of one micro-batch of a whole model, from two traces of a few of its layers.
 
@@ -113,6 +114,7 @@ def trace_model(
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
+        adds_at_once: as training will set it (:class:`SupervisedModel`).
     """
     text = config.get_text_config()
     layers, period = int(text.num_hidden_layers), _period(getattr(text, "layer_types", None))
@@ -124,7 +126,7 @@ def trace_model(
             adapt(lm)
             return lm
 
-        return trace_micro_batch(build, documents, targets, dial, device, autocast)
+        return trace_micro_batch(build, documents, targets, dial, device, autocast, adds_at_once)
 
     # one layer alone is first and last in one, which is not like the others
     few, more = max(2, period), max(2, period) + period
@@ -171,6 +173,7 @@ def trace_micro_batch(
     dial: Dial,
     device: torch.device,
     autocast: torch.dtype | None,
+    adds_at_once: bool = False,
 ) -> MicroBatch:
     """Bytes of forward and backward of one micro-batch that is not a step's first: gradients are there, not counted.
 
@@ -182,6 +185,7 @@ def trace_micro_batch(
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
+        adds_at_once: as training will set it (:class:`SupervisedModel`).
     """
     pack = _pack(documents, targets)
     with torch.device("meta"):
@@ -191,6 +195,7 @@ def trace_micro_batch(
             _move(lm, device)
             make_padding_free(lm)
             model = SupervisedModel(lm)
+            model.adds_at_once = adds_at_once
             checkpoint_layers(transformer_layers(model), dial)
             pack = _emptied(pack, device, read_bounds=not _takes_flash(lm.config.get_text_config(), device, autocast))
             weights = torch.empty(len(pack.targets))

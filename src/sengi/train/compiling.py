@@ -20,7 +20,7 @@ from sengi.train.distributed import World
 from sengi.train.optimizer import clear_gradients
 from sengi.train.sharding import reduce_gradients
 
-# On 2 CPU cores compiling a Llama took 10 to 20 s and saved 6% of a step (docs/results/throughput.md)
+# On 2 CPU cores compiling a Llama took 10 to 20 s and saved 6% of a step in bfloat16 (docs/results/throughput.md)
 PAYS_FROM = 600.0  # seconds of training
 TOKENS = 1024  # of a pack to compile with, at most: what is made for a few tokens uses one core only
 DOCUMENT = 64  # tokens of its documents
@@ -28,7 +28,12 @@ BEGINNING = 16  # tokens that they share, in one of two packs
 
 
 def decide(
-    recipe: Recipe, earlier: bool | None, device: torch.device, seconds: float | None, dial: Dial
+    recipe: Recipe,
+    earlier: bool | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float | None,
+    dial: Dial,
 ) -> tuple[bool, str]:
     """``torch_compile`` of a run, and the reason.
 
@@ -36,6 +41,7 @@ def decide(
         recipe: what was asked for.
         earlier: what the run that is continued does; None for a new one.
         device: of the training.
+        dtype: of the computation.
         seconds: forecast of the training, or None.
         dial: activation checkpointing.
     """
@@ -51,9 +57,10 @@ def decide(
         return earlier, "as the run began"
     if device.type != "cpu":
         return False, "not measured on a GPU yet; set it to true to try"
-    if seconds is None or seconds < PAYS_FROM:
-        return False, f"compiling pays from about {PAYS_FROM / 60:.0f} minutes of training"
-    return True, f"compiling pays from about {PAYS_FROM / 60:.0f} minutes of training"
+    if dtype == torch.float32:
+        return False, "compiled code is slower in float32 on a CPU"
+    pays = seconds is not None and seconds >= PAYS_FROM
+    return pays, f"compiling pays from about {PAYS_FROM / 60:.0f} minutes of training"
 
 
 def compile_now(

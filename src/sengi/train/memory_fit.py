@@ -24,6 +24,7 @@ from sengi.model.lora import FOUR_BIT_BYTES, add_adapter, compute_in
 from sengi.model.memory import STATE_BYTES, MemoryForecast, ModelSizes, Sharing, choose, forecast_memory
 from sengi.recipe import Recipe
 from sengi.train.distributed import World, ranks_here
+from sengi.train.optimizer import keeps_gradients
 from sengi.train.schedule import save_is_due
 from sengi.train.sharding import reduces_each_micro_batch
 
@@ -190,7 +191,8 @@ class Forecaster:
 
     def _micro_batch(self, lengths: tuple[int, ...], targets: int, dial: Dial) -> MicroBatch:
         try:
-            return trace_model(self.config, self._adapt, list(lengths), targets, dial, self.world.device, self.autocast)
+            how = (dial, self.world.device, self.autocast, keeps_gradients(self.world))
+            return trace_model(self.config, self._adapt, list(lengths), targets, *how)
         except Exception as error:  # whatever a family's own code cannot do without numbers
             note = f"the forecast of activations is a rough guess: this model cannot be traced ({type(error).__name__})"
             self.notes = [note]

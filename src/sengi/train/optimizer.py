@@ -59,6 +59,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def keeps_gradients(world: World) -> bool:
+    """Whether the memory of gradients stays between steps: in one process on a CPU (:func:`clear_gradients`)."""
+    return world.size == 1 and world.device.type == "cpu"
+
+
 def clear_gradients(optimizer: torch.optim.Optimizer, world: World) -> None:
     """Set all gradients back before a step.
 
@@ -66,7 +71,7 @@ def clear_gradients(optimizer: torch.optim.Optimizer, world: World) -> None:
     its first micro-batch, and the heap would grow by what no longer fits between them (docs/memory.md). Elsewhere they
     are released. A trained weight that no sample uses then has a gradient of zero, not none: weight decay reaches it.
     """
-    keep = world.size == 1 and world.device.type == "cpu"
+    keep = keeps_gradients(world)
     optimizer.zero_grad(set_to_none=not keep)
     for parameter in (p for group in optimizer.param_groups for p in group["params"] if keep):
         if parameter.grad is None:

@@ -22,7 +22,7 @@ from sengi.train.handover import Handover
 from sengi.train.lifeline import Lifeline
 from sengi.train.loop import Loop
 from sengi.train.observer import Observer
-from sengi.train.optimizer import build_optimizer
+from sengi.train.optimizer import build_optimizer, keeps_gradients
 from sengi.train.run_context import RunContext
 from sengi.train.run_folder import RunFolder, check_same_data, check_same_recipe, read_plan
 from sengi.train.setup import set_up
@@ -160,7 +160,7 @@ def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop
         )
     if not base.model.padding_free:
         run.observer.message(f"{family} carries state along the row: one document a forward call, not packed")
-    base.model.adds_at_once = world.size == 1 and world.device.type == "cpu"  # where gradients are kept as zeros
+    base.model.adds_at_once = keeps_gradients(world)
     model = shard(base.model, world, recipe)
     optimizer = build_optimizer(model, recipe)
     if base.compiled:

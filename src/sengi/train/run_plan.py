@@ -159,7 +159,7 @@ def make_plan(
     speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
     seconds = done / speed if speed else None
     begun = bool(earlier.get("torch_compile")) if earlier else None
-    compiled, compile_reason = compiling.decide(recipe, begun, device, seconds, fitted.dial)
+    compiled, compile_reason = compiling.decide(recipe, begun, device, dtype, seconds, fitted.dial)
     exported = 4 if cost.adapter else dtype.itemsize
     checkpoint = int(cost.trained * (4 + STATE_BYTES[recipe.optim] + exported)) + (20 << 20)
     selects = recipe.phasing.select != "last"

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from tests.model.families import VOCAB, family
+from torch import Tensor
+
+from sengi.conversation import Sample
+from sengi.data.packs import Pack, make_pack
+from sengi.model import compiled
+from sengi.model.checkpointing import Dial, checkpoint_layers, transformer_layers
+from sengi.model.compiled import can_compile, compile_layers
+from sengi.model.supervised import SupervisedModel, prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """Nothing compiled so far; skips where nothing can be."""
+    if cause := can_compile(CPU):
+        pytest.skip(f"torch.compile does not work here: {cause}")
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def pack(lengths: tuple[int, ...], shared: int = 0) -> Pack:
+    draw = np.random.default_rng(len(lengths))
+    rows = [draw.integers(3, VOCAB, n).astype(np.int32) for n in lengths]
+    for number, row in enumerate(rows):
+        row[0] = 3 + number
+        row[:shared] = 5
+    masks = [np.r_[np.zeros(n - 1, np.uint8), np.ones(1, np.uint8)] for n in lengths]
+    return make_pack([Sample(row, mask) for row, mask in zip(rows, masks, strict=True)], lean=True)
+
+
+def gradients(model: SupervisedModel, data: Pack) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss, _ = model(data, torch.ones(len(data.targets)))
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Rule: compiled layers compute what the plain ones do, up to rounding, with shared tokens and without; one compilation
+# of each serves packs of all sizes. Layers of two kinds (full and sliding attention) count as two.
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("name", "dial"), [("llama", "none"), pytest.param("gemma3", "full", marks=pytest.mark.slow)])
+def test_compiled_layers_equal_plain_ones_and_are_compiled_once(name: str, dial: Dial) -> None:
+    plain = prepare(copy.deepcopy(family(name)))
+    model = prepare(copy.deepcopy(family(name)))
+    compile_layers(transformer_layers(model))
+    checkpoint_layers(transformer_layers(model), dial)
+    for data in (pack((9, 12)), pack((9, 12), shared=6)):
+        gradients(model, data)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for data in (pack((30, 7, 21)), pack((5,)), pack((14, 15, 40), shared=8)):
+            expected = gradients(plain, data)
+            for parameter, found in gradients(model, data).items():
+                torch.testing.assert_close(found, expected[parameter], rtol=1e-3, atol=1e-5)
+        with torch.no_grad():  # the plain code
+            ours, theirs = (m(pack((9, 12)), torch.ones(2))[1] for m in (model, plain))
+    assert torch.equal(ours, theirs)
+
+
+def test_names_of_parameters_stay() -> None:
+    model = prepare(copy.deepcopy(family("llama")))
+    before = [name for name, _ in model.named_parameters()]
+    compile_layers(transformer_layers(model))
+    assert [name for name, _ in model.named_parameters()] == before
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(compiled.torch, "compile", broken)
+    assert can_compile(CPU) == "no C++ compiler"
