@@ -213,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes = [
         f"{work.conversations} conversations a step, {work.tokens:,} tokens, {work.targets:,} of them supervised, "
         f"counted alike on all sides; ours computes {ours['computed_tokens']:,} tokens of them (lean packs)",
+        f"ours, before the first step: {ours['compiled']}",
         f"peak {work.peak / 1e9:,.0f} GFLOP/s, {ours['threads']} threads" if work.peak else "peak not known",
         "; ".join(
             f"{name}: {side['micro_batches']} micro-batches, {side['places']:,} places for tokens, {side['attention']}"

@@ -29,6 +29,11 @@ class Turns(Observer):
     def __init__(self, line: Line, dtype: str) -> None:
         self.line, self.dtype = line, getattr(torch, dtype)
         self.chosen: Any = None
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        """Keep what the run says before its first step."""
+        self.told.append(text)
 
     def plan(self, plan: Any) -> None:
         """Keep what was planned."""
@@ -42,6 +47,7 @@ class Turns(Observer):
             "threads": torch.get_num_threads(),
             "versions": {name: packages[name] for name in ("torch", "transformers", "sengi") if name in packages},
             "forecast_bytes": self.chosen.memory["peak"],
+            "compiled": next((text for text in self.told if text.startswith("compiled")), "not compiled"),
             "peak_flops": max(peak_flops(device, self.dtype) or 0.0 for _ in range(3)) or None,
         }
         self.line.say(facts)

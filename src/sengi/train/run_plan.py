@@ -24,8 +24,8 @@ from sengi.train.advice import FEWEST_STEPS_OF_A_PHASE
 from sengi.train.memory_fit import LOOK_AT, Fit
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
-# Share of the peak that a forecast assumes: 0.8 was measured on 2 CPU cores at 135M in float32 (docs/results); for
-# GPUs peers publish 0.28 to 0.41, nothing was measured here
+# Share of the peak that a forecast assumes: on 2 CPU cores at 135M 0.8 was measured in float32 and 0.6 in bfloat16
+# (docs/results); for GPUs peers publish 0.28 to 0.41, nothing was measured here
 CPU_EFFICIENCY, GPU_EFFICIENCY = 0.7, 0.35
 # What the layers do again: their forward pass is a third of forward and backward
 AGAIN = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
