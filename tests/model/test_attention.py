@@ -81,6 +81,32 @@ def test_equals_a_dense_mask(
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+# Rule: under autocast on a CPU short documents go side by side and long ones in blocks; where both are in a pack, with
+# shared tokens or without, each gives what it gives in float32, up to rounding.
+@pytest.mark.parametrize("longest", [1, 12, 100])  # all long, both, all short
+@pytest.mark.parametrize(("shared", "rest"), [(0, [9, 30, 4]), (6, [5, 20, 1])])
+@pytest.mark.parametrize("window", [None, 8])
+def test_half_precision_on_a_cpu_keeps_documents_apart(
+    longest: int, shared: int, rest: list[int], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [shared, *rest] if shared else rest
+    q, k, v = (x.requires_grad_() for x in qkv(sum(lengths), 4, 2))
+    options = {"cu_seq_lens_q": bounds_of(lengths), "max_length_q": shared + max(rest), "shared_tokens": shared}
+    exact, _ = document_attention(MODULE, q, k, v, None, sliding_window=window, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(attention, "LONGEST", longest)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, _ = document_attention(MODULE, q, k, v, None, sliding_window=window, **options)  # type: ignore[arg-type]
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.03, atol=0.03)
+    along = torch.randn_like(exact)
+    for one, two in zip(
+        torch.autograd.grad((half * along).sum(), (q, k, v)),
+        torch.autograd.grad((exact * along).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=0.05, atol=0.06)
+
+
 @settings(max_examples=60)
 @given(
     st.integers(1, 6),

@@ -86,7 +86,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = rows @ matrix.t()
             step = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
             if scratch is None and logits.dtype != torch.float32:
-                scratch = torch.empty(min(step, len(logits)), logits.shape[1], device=logits.device)
+                scratch = torch.empty(min(step, len(logits)), logits.shape[1], dtype=nll.dtype, device=nll.device)
             blocks = (x.split(step) for x in (logits, targets[part, None], loss_weights[part, None], nll[part]))
             for block, wanted, weights, losses in zip(*blocks, strict=True):
                 scores = block if scratch is None else scratch[: len(block)].copy_(block)

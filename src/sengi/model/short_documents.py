@@ -126,18 +126,18 @@ def _one_group(q: Tensor, k: Tensor, v: Tensor, group: _Group, scale: float, win
     repeats = heads // kinds
     q = q.view(count, length, kinds, repeats, -1).permute(0, 2, 3, 1, 4).reshape(count * kinds, repeats * length, -1)
     k, v = (x.view(count, -1, kinds, x.shape[-1]).transpose(1, 2).flatten(0, 1) for x in (k, v))
-    seen = torch.from_numpy(_seen(length, group.before, window, repeats))
-    weights = torch.baddbmm(seen.to(q.dtype), q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
+    seen = torch.from_numpy(_seen(length, group.before, window)).to(q.dtype).repeat(repeats, 1)
+    weights = torch.baddbmm(seen, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
     result = (weights @ v).view(count, kinds, repeats, length, -1)
     return result.permute(0, 3, 1, 2, 4).reshape(count * length, heads, -1)
 
 
-@lru_cache(maxsize=64)
-def _seen(length: int, before: int, window: int | None, repeats: int) -> NDArray[np.float32]:
-    """(R * L, P + L): 0 where a query sees a key, minus infinity elsewhere."""
+@lru_cache(maxsize=16)
+def _seen(length: int, before: int, window: int | None) -> NDArray[np.float32]:
+    """(L, P + L): 0 where a query sees a key, minus infinity elsewhere."""
     distance = np.arange(length)[:, None] + before - np.arange(before + length)[None, :]
     seen = (distance >= 0) & (distance < (window or before + length))
-    return np.tile(np.where(seen, 0.0, -np.inf).astype(np.float32), (repeats, 1))
+    return np.where(seen, 0.0, -np.inf).astype(np.float32)
 
 
 @lru_cache(maxsize=4)

@@ -50,6 +50,7 @@ class SupervisedModel(nn.Module):
         """
         hidden = self.hidden_states(pack)[pack.predict_at]
         head = self.lm.get_output_embeddings()
+        # without gradients (held-out loss) nothing may be added
         into = head.weight.grad if self.adds_at_once and torch.is_grad_enabled() else None
         return supervised_loss(hidden, head, pack.targets, loss_weights, self.rule, into)
 
