@@ -91,7 +91,7 @@ class Recipe(Strict):
     )
     """What the layers compute again in the backward pass to save memory: nothing (``none``, or false), all but matrix
     products and attention (``selective``), or everything (``full``, or true). Never changes the result by a bit."""
-    torch_compile: bool | Literal["auto"] = _field("auto", "where the training makes up for compiling")
+    torch_compile: Literal["auto", True, False] = _field("auto", "where the training makes up for compiling")
     """Whether layers run as code that ``torch.compile`` makes at the start, in 10 to 60 s: faster steps, less memory.
     It rounds otherwise, so a run keeps what it began with; ``auto`` compiles on CPUs only, where it was measured."""
     fsdp_sharding_strategy: Literal["full_shard", "hybrid_shard"] = _field(
@@ -259,7 +259,8 @@ def values_of(key: str) -> list[str]:
     kind = field_of(key).annotation
     if get_origin(kind) is list:
         kind = get_args(kind)[0]
-    return list(get_args(kind)) if get_origin(kind) is Literal else []
+    words = get_args(kind) if get_origin(kind) is Literal else ()
+    return [str(word).lower() if isinstance(word, bool) else word for word in words]  # as YAML writes them
 
 
 def default_reason(key: str, recipe: Recipe | None = None) -> str:

@@ -274,7 +274,10 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> Recipe:
 
 
 def _explain(problem: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    where = problem["loc"]
+    if len(where) > 1 and where[-1] == "int" and problem["type"].startswith("int_"):
+        where = where[:-1]  # pydantic names the kind of a key that takes several
+    place = ".".join(str(part) for part in where)
     head = str(problem["loc"][0]) if problem["loc"] else ""
     origin = f" ({origins[head]})" if head in origins else ""
     if problem["type"] == "missing":

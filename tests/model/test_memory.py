@@ -99,6 +99,16 @@ def test_optimizer_states_by_kind(optim: str) -> None:
 
 
 # An adapter: gradients and moments of the adapter alone, the base as it is held.
+# Rule: an update that widens its tensors can be the highest moment of a CPU: a heap still holds the activations then.
+def test_an_update_with_copies_can_be_the_highest() -> None:
+    plain, copies = forecast(), forecast(replace(SIZES, update_bytes=10**9))
+    assert plain.moment == "the first micro-batch"
+    assert copies.moment == "the update"
+    assert copies.parts["update"] == 10**9
+    assert copies.parts["activations"] == plain.parts["activations"]
+    assert forecast(replace(SIZES, update_bytes=10**9), device=CUDA).moment != "the update"
+
+
 def test_a_frozen_base_has_neither_gradients_nor_moments() -> None:
     sizes = replace(SIZES, trained=100_000, frozen_bytes=5_000_000, parameters=10_100_000)
     found = forecast(sizes, later=1.0)

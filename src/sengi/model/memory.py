@@ -20,6 +20,9 @@ from sengi.model.live_bytes import PHASES, MicroBatch
 
 # Bytes of AdamW's two moments for each trained parameter, by the recipe's ``optim``
 STATE_BYTES = {"adamw_torch_fused": 8.0, "adamw_anyprecision": 4.0, "adamw_bnb_8bit": 2.0 + 2 * 4 / 256}
+# Float32 copies of a tensor that its update makes on a CPU, by the recipe's ``optim``: bitsandbytes widens gradient,
+# parameter and both moments there (4.8 were measured); the other two update in place
+UPDATE_COPIES = {"adamw_bnb_8bit": 5}
 # A CPU process after its first step is larger than before it by libraries that load when they are used
 LATER = 60 << 20
 # What glibc's heap holds beside what is in use. Blocks below 32 MiB come from it, each layer leaves a part of what it
@@ -46,6 +49,7 @@ class ModelSizes:
         layer: parameters of one of the ``layers`` transformer layers, trained or not; ``outside`` those outside.
         state_bytes: of the optimizer for each trained parameter.
         whole_bytes: memory of frozen weights that every process holds whole: quantized layers.
+        update_bytes: what the update of the largest tensor makes beside it on a CPU.
     """
 
     trained: int
@@ -56,6 +60,7 @@ class ModelSizes:
     outside: int
     state_bytes: float
     whole_bytes: int = 0
+    update_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,10 @@ def _moments(
             "backward": int(largest.peaks[PHASES[-1]]),
             "gathered weights": gathered,
         },
-        "the update": {"gradients": own},
+        # a heap has not given back what the micro-batches took
+        "the update": {"gradients": own, "update": sizes.update_bytes, "activations": kept}
+        if held
+        else {"gradients": own},
     }
 
 

@@ -21,7 +21,7 @@ from sengi.model.checkpointing import Dial
 from sengi.model.cost import ModelCost, available_memory
 from sengi.model.live_bytes import PHASES, MicroBatch, trace_model
 from sengi.model.lora import FOUR_BIT_BYTES, add_adapter, compute_in
-from sengi.model.memory import STATE_BYTES, MemoryForecast, ModelSizes, Sharing, choose, forecast_memory
+from sengi.model.memory import STATE_BYTES, UPDATE_COPIES, MemoryForecast, ModelSizes, Sharing, choose, forecast_memory
 from sengi.recipe import Recipe
 from sengi.train.distributed import World, ranks_here
 from sengi.train.optimizer import keeps_gradients
@@ -219,6 +219,8 @@ class Forecaster:
             outside=cost.parameters - cost.linear,
             state_bytes=STATE_BYTES[self.recipe.optim],
             whole_bytes=whole,
+            # the output embedding is the largest tensor; those of an adapter are small
+            update_bytes=0 if cost.adapter else UPDATE_COPIES.get(self.recipe.optim, 0) * 4 * cost.head,
         )
 
 
