@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +138,25 @@ def test_without_a_compiler_the_run_goes_on_and_says_so(
     assert told.compiled is False
     assert any("torch_compile is not used" in line and "no C++ compiler" in line for line in told.warnings)
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["torch_compile"] is False
+
+
+# Rule: sharded layers are compiled as well, each rank for itself, and learn the same.
+@pytest.mark.slow
+def test_two_processes_compile_and_learn_the_same(values: dict[str, Any], tmp_path: Path) -> None:
+    if cause := can_compile(CPU):
+        pytest.skip(f"torch.compile does not work here: {cause}")
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(values | {"output_dir": str(tmp_path / "two")}))  # JSON is YAML
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, "-m", "sengi", "train", str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "compiled the layers in" in done.stderr + done.stdout
+    train(resolve_recipe(values=values | {"output_dir": str(tmp_path / "one"), "torch_compile": False}), Told())
+    for ours, theirs in zip(dynamics(tmp_path / "two"), dynamics(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
