@@ -13,7 +13,7 @@ from sengi.conversation import Sample
 from sengi.data.packs import Pack, make_pack
 from sengi.model import compiled
 from sengi.model.checkpointing import Dial, checkpoint_layers, transformer_layers
-from sengi.model.compiled import can_compile, compile_layers
+from sengi.model.compiled import can_compile, compile_layers, parts_left_plain
 from sengi.model.supervised import SupervisedModel, prepare
 
 CPU = torch.device("cpu")
@@ -72,6 +72,21 @@ def test_names_of_parameters_stay() -> None:
     before = [name for name, _ in model.named_parameters()]
     compile_layers(transformer_layers(model))
     assert [name for name, _ in model.named_parameters()] == before
+
+
+# Rule: what a compiler cannot do is no reason to stop: it runs as it is, and is counted.
+def test_a_part_that_does_not_compile_runs_as_it_is(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("this compiler gives up")
+
+    plain, model = (prepare(copy.deepcopy(family("llama"))) for _ in range(2))
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    compile_layers(transformer_layers(model))
+    before = parts_left_plain()
+    found, expected = (gradients(each, pack((9, 12))) for each in (model, plain))
+    assert parts_left_plain() > before
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad)
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ positions), which also keeps fewer results for the backward pass.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -24,8 +25,8 @@ VARIANTS = 64  # of a function, before torch gives up on it: kinds of layers, pa
 def compile_layers(layers: Iterable[nn.Module]) -> None:
     """Let ``layers`` compute with compiled code where gradients are wanted; before they are checkpointed or sharded.
 
-    Nothing is compiled before the first call. Without gradients (held-out loss) the plain code runs: another
-    compilation would take longer than it saves.
+    Nothing is compiled before the first call. A part that does not compile runs as it is (:func:`parts_left_plain`).
+    Without gradients (held-out loss) the plain code runs: another compilation would take longer than it saves.
 
     Args:
         layers: the transformer layers of a padding-free model.
@@ -34,6 +35,8 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.suppress_errors = True
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # else a traceback for each of them
     AttentionInterface.register(NAME, torch.compiler.disable(document_attention))
     of_class: dict[type[nn.Module], Callable[..., Any]] = {}
     for layer in layers:
@@ -47,14 +50,24 @@ def _forward(layer: nn.Module, compiled: Callable[..., Any], *args: Any, **kwarg
     return code(layer, *args, **kwargs)
 
 
+def parts_left_plain() -> int:
+    """Functions of this process that torch.compile was asked for and that did not compile."""
+    from torch._dynamo.utils import counters
+
+    return counters["frames"]["total"] - counters["frames"]["ok"]
+
+
 def can_compile(device: torch.device) -> str:
     """Why torch.compile does not work here, in a line; empty where it does. Tries it on a few numbers."""
 
     def double(x: torch.Tensor) -> torch.Tensor:
         return x * 2 + 1
 
+    import torch._dynamo
+
     try:
-        torch.compile(double)(torch.ones(8, device=device))
+        with torch._dynamo.config.patch(suppress_errors=False):
+            torch.compile(double)(torch.ones(8, device=device))
     except Exception as error:  # compilers fail in their own ways: none installed, no Triton, no place to write
         return (str(error) or type(error).__name__).strip().splitlines()[0]
     return ""

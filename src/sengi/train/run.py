@@ -13,6 +13,7 @@ from sengi.errors import ModelError, SengiError, StoppedByRequest
 from sengi.evaluate import run_evaluations
 from sengi.evaluate.contamination import write_contamination
 from sengi.evaluate.tasks import load_tasks
+from sengi.model.compiled import parts_left_plain
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
 from sengi.train.compiling import compile_now
@@ -166,7 +167,8 @@ def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop
     if base.compiled:
         budget, vocabulary = plan.max_tokens_per_device, base.model.lm.config.get_text_config().vocab_size
         seconds = compile_now(model, optimizer, world, base.autocast, budget, vocabulary)
-        run.observer.message(f"compiled the layers in {seconds:.0f} s")
+        plain = f"; {n} of their parts do not compile and run as they are" if (n := parts_left_plain()) else ""
+        run.observer.message(f"compiled the layers in {seconds:.0f} s{plain}")
     return Loop(run, evaluations, handover, model, optimizer, base.files, base.autocast)
 
 
