@@ -9,7 +9,7 @@ import pytest
 from templates import GRANITE3, LLAMA3, MISTRAL, PHI3, QWEN3, STYLES, byte_level, tokenizer_for
 
 from sengi.errors import MaskError, ModelError
-from sengi.masks.template import ChatTemplate, TimeLimit, prepare
+TODAY = datetime.date.today()
 
 TODAY = datetime.date.today()
 TOOL = {"type": "function", "function": {"name": "add", "description": "d", "parameters": {"b": 1, "a": 2}}}
@@ -23,7 +23,8 @@ def compiled(text: str) -> ChatTemplate:
 @pytest.mark.parametrize("ask", [True, False])
 def test_rendering_equals_apply_chat_template(style, ask):
     tokenizer = tokenizer_for(STYLES[style][0], byte_level())
-    template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, TODAY)
+    today = datetime.date.today()  # not TODAY: the tests may have begun yesterday
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, today)
     messages = [
         {"role": "user", "content": " <b>&amp; \n", "name": None},
         {"role": "assistant", "content": "ok ", "thinking": "hm", "train": False},
