@@ -9,7 +9,7 @@ import pytest
 from templates import GRANITE3, LLAMA3, MISTRAL, PHI3, QWEN3, STYLES, byte_level, tokenizer_for
 
 from sengi.errors import MaskError, ModelError
-TODAY = datetime.date.today()
+from sengi.masks.template import ChatTemplate, TimeLimit, prepare
 
 TODAY = datetime.date.today()
 TOOL = {"type": "function", "function": {"name": "add", "description": "d", "parameters": {"b": 1, "a": 2}}}
