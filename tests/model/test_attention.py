@@ -94,9 +94,13 @@ def test_half_precision_on_a_cpu_keeps_documents_apart(
     options = {"cu_seq_lens_q": bounds_of(lengths), "max_length_q": shared + max(rest), "shared_tokens": shared}
     exact, _ = document_attention(MODULE, q, k, v, None, sliding_window=window, **options)  # type: ignore[arg-type]
     monkeypatch.setattr(attention, "LONGEST", longest)
+    calls, real = [], attention.attend_short
+    monkeypatch.setattr(attention, "attend_short", lambda *a: calls.append(a) or real(*a))
     with torch.autocast("cpu", torch.bfloat16):
         half, _ = document_attention(MODULE, q, k, v, None, sliding_window=window, **options)  # type: ignore[arg-type]
     assert half.dtype == torch.bfloat16
+    # however many are short, they go at once
+    assert len(calls) <= 1
     torch.testing.assert_close(half.float(), exact, rtol=0.03, atol=0.03)
     along = torch.randn_like(exact)
     for one, two in zip(

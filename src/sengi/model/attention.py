@@ -90,20 +90,27 @@ def document_attention(
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     on_cpu_in_half = half is not None and kind == "cpu" and softcap is None
     with torch.autocast(kind, enabled=False):  # all have one type by now
-        if on_cpu_in_half and max(lengths[0], shared_tokens + max(lengths[1:], default=0)) <= LONGEST:
+        whole = [lengths[0], *(shared_tokens + n for n in lengths[1:])]  # with what each sees before its own
+        short = [number for number, length in enumerate(whole) if on_cpu_in_half and length <= LONGEST]
+        if len(short) == len(lengths):
             q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
             return attend_short(q, k, v, lengths, shared_tokens, scale, window).unsqueeze(0), None
         # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one
         # concatenation, that of every slice a tensor as long as the pack.
-        split = [list(x.transpose(1, 2).split(lengths, dim=1)) for x in (query, key, value)]
-        if shared_tokens:
-            split = [[first, *(torch.cat([first, own], dim=1) for own in rest)] for first, *rest in split]
-        pieces = [
-            _one_document(q, k, v, on_cpu_in_half, scale, window, softcap) for q, k, v in zip(*split, strict=True)
-        ]
-        if shared_tokens:
-            pieces = [pieces[0], *(piece[:, shared_tokens:] for piece in pieces[1:])]
-        return torch.cat(pieces, dim=1), None
+        split = list(zip(*(x.transpose(1, 2).split(lengths, dim=1) for x in (query, key, value)), strict=True))
+        pieces: dict[int, Tensor] = {}
+        if short:  # at once, beside those that go alone
+            q, k, v = (torch.cat(parts, dim=1)[0] for parts in zip(*(split[number] for number in short), strict=True))
+            own = [lengths[number] for number in short]
+            result = attend_short(q, k, v, own, shared_tokens, scale, window).unsqueeze(0)
+            pieces.update(zip(short, result.split(own, dim=1), strict=True))
+        for number in set(range(len(lengths))) - set(short):
+            parts = split[number]
+            if before := shared_tokens if number else 0:
+                parts = tuple(torch.cat(pair, dim=1) for pair in zip(split[0], parts, strict=True))
+            result = _one_document(*parts, on_cpu_in_half, scale, window, softcap)
+            pieces[number] = result[:, before:] if before else result
+        return torch.cat([pieces[number] for number in range(len(lengths))], dim=1), None
 
 
 def takes_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
@@ -128,8 +135,6 @@ def _one_document(
     q: Tensor, k: Tensor, v: Tensor, on_cpu_in_half: bool, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """Causal attention of (1, L, heads, D) each; (1, L, H, D)."""
-    if on_cpu_in_half and q.shape[1] <= LONGEST:
-        return attend_short(q[0], k[0], v[0], [q.shape[1]], 0, scale, window).unsqueeze(0)
     if on_cpu_in_half:
         return attend_long(q[0], k[0], v[0], scale, window).unsqueeze(0)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

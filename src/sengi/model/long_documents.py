@@ -3,7 +3,7 @@
 Shapes: L tokens, H query heads, K key/value heads, R = H / K, D head size.
 
 The backward pass computes the probabilities of a block of queries again, so memory grows with the length and not with
-its square. A CPU's fused attention does the same, in two to three times the time (docs/results/throughput.md). Logits
+its square. A CPU's fused attention does the same, in 1.4 to 2 times the time (docs/results/throughput.md). Logits
 are rounded to half precision before the softmax, as for short documents (:mod:`sengi.model.short_documents`).
 """
 
