@@ -105,10 +105,10 @@ def document_attention(
             result = attend_short(q, k, v, own, shared_tokens, scale, window).unsqueeze(0)
             pieces.update(zip(short, result.split(own, dim=1), strict=True))
         for number in set(range(len(lengths))) - set(short):
-            parts = split[number]
+            q, k, v = split[number]
             if before := shared_tokens if number else 0:
-                parts = tuple(torch.cat(pair, dim=1) for pair in zip(split[0], parts, strict=True))
-            result = _one_document(*parts, on_cpu_in_half, scale, window, softcap)
+                q, k, v = (torch.cat(pair, dim=1) for pair in zip(split[0], split[number], strict=True))
+            result = _one_document(q, k, v, on_cpu_in_half, scale, window, softcap)
             pieces[number] = result[:, before:] if before else result
         return torch.cat([pieces[number] for number in range(len(lengths))], dim=1), None
 
