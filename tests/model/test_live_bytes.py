@@ -39,7 +39,8 @@ def real_peak(
     lm = copy.deepcopy(family(name))
     adapt(lm)
     model = prepare(lm)
-    model.adds_at_once = adds_at_once
+    if adds_at_once:
+        model.add_gradients_at_once()
     checkpoint_layers(transformer_layers(model), dial)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

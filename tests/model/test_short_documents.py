@@ -8,8 +8,8 @@ from tests.model.dense_attention import attend_dense, tensors
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sengi.model import short_documents
-from sengi.model.short_documents import LONGEST, STEPS, attend_short
+from sengi.model import document_groups, short_documents
+from sengi.model.short_documents import LONGEST, attend_short
 
 
 def whole_documents(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], shared: int, window: int | None) -> Tensor:
@@ -73,17 +73,12 @@ def test_half_precision_stays_close_to_float32() -> None:
     torch.testing.assert_close(half.double(), exact, rtol=0.02, atol=0.02)
 
 
-def test_groups_end_at_the_longest() -> None:
-    assert STEPS[-1] == LONGEST
-    assert sorted(STEPS) == list(STEPS)
-
-
 # What is kept between calls must hold numbers, also when the first call was made while memory was traced.
 def test_a_traced_call_leaves_nothing_empty_behind() -> None:
     q, k, v = tensors(21, 4, 2)
     expected = attend_short(q, k, v, [10, 11], 0, 0.3, None)
-    short_documents._layout.cache_clear()
-    short_documents._seen.cache_clear()
+    document_groups.lay_out.cache_clear()
+    short_documents._upper_halves.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         attend_short(*(torch.empty_like(x) for x in (q, k, v)), [10, 11], 0, 0.3, None)
     assert torch.equal(attend_short(q, k, v, [10, 11], 0, 0.3, None), expected)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,7 @@ def document_attention(
     shared_keys: Tensor | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    kernel: Callable[..., Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document of a pack.
@@ -59,6 +60,7 @@ def document_attention(
         shared_keys: int64, for each place in ``cu_seq_lens_k`` the token whose key it is; None without shared tokens.
         sliding_window: tokens each token sees, itself included; None for all before it.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
+        kernel: :func:`attend`, or what calls it.
 
     Returns:
         (1, T, H, D) and None in place of attention weights.
@@ -76,25 +78,51 @@ def document_attention(
         raise ValueError(f"attention dropout {dropout} would make the result depend on the packing; set it to 0")
     if kwargs.get("s_aux") is not None:
         raise ValueError("attention sinks (s_aux) are not supported by padding-free attention")
-    window = sliding_window if sliding_window is not None and sliding_window < max_length_q else None
     kind = query.device.type
-    half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    if half is not None:  # queries and keys leave autocast, turned by positions in float32
-        query, key, value = (x.to(half) for x in (query, key, value))
+    half = torch.is_autocast_enabled(kind)
+    if half:  # queries and keys leave autocast, turned by positions in float32
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    return (kernel or attend)(
+        query, key, value, bounds, max_length_q, shared_tokens, shared_keys, scale, sliding_window, softcap, half
+    ), None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    longest: int,
+    shared_tokens: int,
+    shared_keys: Tensor | None,
+    scale: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    half: bool,
+) -> Tensor:
+    """What :func:`document_attention` does, by the kernel that is best for these documents on this device.
+
+    Args:
+        bounds: ``cu_seq_lens_q`` and ``cu_seq_lens_k``.
+        longest: ``max_length_q``.
+        half: whether the computation is in half precision by autocast.
+    """
+    window = sliding_window if sliding_window is not None and sliding_window < longest else None
+    kind = query.device.type
     if takes_flash(query, value, softcap):
         if shared_keys is not None:
             key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
-        bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
-        return _varlen(query, key, value, bounds, max_length_q, scaling, window), None
-    lengths = [b - a for a, b in itertools.pairwise(cu_seq_lens_q.tolist())]
-    scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    on_cpu_in_half = half is not None and kind == "cpu" and softcap is None
+        return _varlen(query, key, value, bounds, longest, scale, window)
+    lengths = [b - a for a, b in itertools.pairwise(bounds[0].tolist())]
+    on_cpu_in_half = half and kind == "cpu" and softcap is None
     with torch.autocast(kind, enabled=False):  # all have one type by now
         whole = [lengths[0], *(shared_tokens + n for n in lengths[1:])]  # with what each sees before its own
         short = [number for number, length in enumerate(whole) if on_cpu_in_half and length <= LONGEST]
         if len(short) == len(lengths):
             q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-            return attend_short(q, k, v, lengths, shared_tokens, scale, window).unsqueeze(0), None
+            return attend_short(q, k, v, lengths, shared_tokens, scale, window).unsqueeze(0)
         # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one
         # concatenation, that of every slice a tensor as long as the pack.
         split = list(zip(*(x.transpose(1, 2).split(lengths, dim=1) for x in (query, key, value)), strict=True))
@@ -110,7 +138,7 @@ def document_attention(
                 q, k, v = (torch.cat(pair, dim=1) for pair in zip(split[0], split[number], strict=True))
             result = _one_document(q, k, v, on_cpu_in_half, scale, window, softcap)
             pieces[number] = result[:, before:] if before else result
-        return torch.cat([pieces[number] for number in range(len(lengths))], dim=1), None
+        return torch.cat([pieces[number] for number in range(len(lengths))], dim=1)
 
 
 def takes_flash(query: Tensor, value: Tensor, softcap: float | None) -> bool:
@@ -163,7 +191,7 @@ def _varlen(
     v: Tensor,
     bounds: tuple[Tensor, Tensor],
     longest: int,
-    scale: float | None,
+    scale: float,
     window: int | None,
 ) -> Tensor:
     """FlashAttention's variable-length kernel as bundled with torch; its signature grew over the versions.
@@ -180,10 +208,10 @@ def _varlen(
         options["is_causal"] = True
     else:
         raise ValueError(f"sliding-window attention of {window} tokens needs torch 2.11 or newer on CUDA")
-    if scale is not None and "scale" not in known:
-        q = q * (scale * q.shape[3] ** 0.5)
-    elif scale is not None:
+    if "scale" in known:
         options["scale"] = scale
+    else:
+        q = q * (scale * q.shape[3] ** 0.5)
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1 and "enable_gqa" in known:
         options["enable_gqa"] = True

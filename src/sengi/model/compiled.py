@@ -1,9 +1,9 @@
 """Transformer layers through torch.compile, applied from outside.
 
 Each class of layer is compiled once, for any number of tokens (``dynamic=True``), and all layers of the class share the
-code. Attention stays as it is: its kernels are chosen by lengths of documents, and a compiler gains nothing on them.
-Elementwise work between the matrix products becomes one loop in place of several (norms, gated units, rotary
-positions), which also keeps fewer results for the backward pass.
+code. The kernels of attention stay as they are: they are chosen by lengths of documents, and a compiler gains nothing
+on them. Elementwise work between the matrix products becomes one loop in place of several (norms, gated units, rotary
+positions and their casts), which also keeps fewer results for the backward pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from sengi.model.attention import NAME, document_attention
+from sengi.model.attention import NAME, attend, document_attention
 
 VARIANTS = 64  # of a function, before torch gives up on it: kinds of layers, packs with shared tokens and without
 
@@ -37,7 +37,8 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.suppress_errors = True
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # else a traceback for each of them
-    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))
+    # the casts before the kernel are compiled with what comes before them
+    AttentionInterface.register(NAME, partial(document_attention, kernel=torch.compiler.disable(attend)))
     of_class: dict[type[nn.Module], Callable[..., Any]] = {}
     for layer in layers:
         kind = type(layer)

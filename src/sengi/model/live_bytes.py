@@ -114,7 +114,7 @@ def trace_model(
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
-        adds_at_once: as training will set it (:class:`SupervisedModel`).
+        adds_at_once: whether training will call :meth:`SupervisedModel.add_gradients_at_once`.
     """
     text = config.get_text_config()
     layers, period = int(text.num_hidden_layers), _period(getattr(text, "layer_types", None))
@@ -185,7 +185,7 @@ def trace_micro_batch(
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
-        adds_at_once: as training will set it (:class:`SupervisedModel`).
+        adds_at_once: whether training will call :meth:`SupervisedModel.add_gradients_at_once`.
     """
     pack = _pack(documents, targets)
     with torch.device("meta"):
@@ -195,7 +195,8 @@ def trace_micro_batch(
             _move(lm, device)
             make_padding_free(lm)
             model = SupervisedModel(lm)
-            model.adds_at_once = adds_at_once
+            if adds_at_once:
+                model.add_gradients_at_once()
             checkpoint_layers(transformer_layers(model), dial)
             pack = _emptied(pack, device, read_bounds=not _takes_flash(lm.config.get_text_config(), device, autocast))
             weights = torch.empty(len(pack.targets))

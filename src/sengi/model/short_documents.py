@@ -1,22 +1,18 @@
 """Causal attention of short documents on a CPU in half precision: those of similar length lie side by side.
 
-Shapes: T tokens of a pack, H query heads, K key/value heads, R = H / K, D head size, P shared tokens, L tokens of the
-longest document of a group, N documents of a group.
+Shapes: T tokens of a pack, H query heads, K key/value heads, R = H / K, D head size, P shared tokens, L padded length of
+a group of documents, N its documents.
 
 A CPU's fused attention takes documents one at a time, and its backward pass is slow: for documents of 64 to 512 tokens
 twice to five times as long as plain products (docs/results/throughput.md). Here documents are padded to groups of one
-length, and each group is two batched products with a softmax between them. Padding lies behind a document, so no token
-of it sees any, and its own results are dropped. Logits are rounded to half precision before the softmax, which computes
-in float32, as in transformers' eager attention.
-
-What is kept between calls are NumPy arrays: tensors could be made while memory is traced, and then have no content.
+length (:mod:`sengi.model.document_groups`), and each group is two batched products with a softmax between them. Padding
+lies behind a document, so no token of it sees any, and its own results are dropped. Logits are rounded to half
+precision before the softmax, which computes in float32, as in transformers' eager attention.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,72 +21,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sengi.model.document_groups import Group, Layout, Rows, lay_out
+
 LONGEST = 512  # tokens: the squares are kept for the backward pass, and longer documents gain little
-STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)  # lengths of groups
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Where tokens of a pack lie in the groups.
-
-    Attributes:
-        tokens: for each row of all groups laid end to end the token that lies there; of padding any token.
-        places: (T,), the row of each token.
-        padding: the rows of padding.
-        copies: (documents, P), the rows of the shared tokens in each document that sees them; None without any.
-    """
-
-    tokens: NDArray[np.int64]
-    places: NDArray[np.int64]
-    padding: NDArray[np.int64]
-    copies: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Documents of one padded length: their number, their queries, and the keys that each of them sees before."""
-
-    documents: int
-    length: int
-    before: int
-
-
-class _Spread(torch.autograd.Function):
-    """(T, heads, D) to (rows, heads, D): each token to its row, shared ones to several."""
-
+class _SideBySide(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rows: _Rows) -> Tensor:
-        ctx.rows = rows
-        return _take(values, rows.tokens)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, window: int | None
+    ) -> Tensor:
+        q = _gather(query.flatten(0, 1), layout.queries.sources)
+        k, v = (_gather(x.flatten(0, 1), layout.keys.sources) for x in (key, value))
+        result, shares = q.new_empty(len(q), v.shape[1]), []
+        for group, own, seen in _parts(layout, query.shape[1], key.shape[1]):
+            hidden = _hidden(group, query.shape[1] // key.shape[1], window, q.dtype)
+            shares.append(torch.baddbmm(hidden, own(q), seen(k).transpose(1, 2), alpha=scale).softmax(dim=-1))
+            torch.bmm(shares[-1], seen(v), out=own(result))
+        ctx.save_for_backward(q, k, v, *shares)
+        ctx.layout, ctx.scale, ctx.heads, ctx.kinds = layout, scale, query.shape[1], key.shape[1]
+        return _gather(result, layout.queries.places).unflatten(0, (-1, query.shape[1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        rows: _Rows = ctx.rows
-        result = _take(grads[0], rows.places)
-        if rows.copies is not None:
-            copies = (
-                _take(grads[0], rows.copies.ravel()).unflatten(0, rows.copies.shape).sum(dim=0, dtype=torch.float32)
-            )
-            result[: len(copies)] += copies
-        return result, None
-
-
-class _Collect(torch.autograd.Function):
-    """(rows, heads, D) back to (T, heads, D); padding gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, rows: _Rows) -> Tensor:
-        ctx.rows = rows
-        return _take(values, rows.places)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        rows: _Rows = ctx.rows
-        return _take(grads[0], rows.tokens).index_fill_(0, torch.from_numpy(rows.padding), 0), None
-
-
-def _take(values: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    return values.index_select(0, torch.from_numpy(rows))
+        q, k, v, *shares = ctx.saved_tensors
+        layout: Layout = ctx.layout
+        of_result = _gather(grads[0].flatten(0, 1), layout.queries.sources)
+        of_result.index_fill_(0, torch.from_numpy(layout.queries.padding), 0)
+        of_q, of_k, of_v = (torch.empty_like(x) for x in (q, k, v))
+        for (_, own, seen), share in zip(_parts(layout, ctx.heads, ctx.kinds), shares, strict=True):
+            torch.bmm(share.transpose(1, 2), own(of_result), out=seen(of_v))
+            of_share = own(of_result) @ seen(v).transpose(1, 2)
+            of_logits = torch._softmax_backward_data(of_share, share, -1, share.dtype).mul_(ctx.scale)
+            torch.bmm(of_logits, seen(k), out=own(of_q))
+            torch.bmm(of_logits.transpose(1, 2), own(q), out=seen(of_k))
+        back = (_back(of_q, layout.queries), _back(of_k, layout.keys), _back(of_v, layout.keys))
+        sizes = (ctx.heads, ctx.kinds, ctx.kinds)
+        return *(x.unflatten(0, (-1, size)) for x, size in zip(back, sizes, strict=True)), None, None, None
 
 
 def attend_short(
@@ -108,69 +75,60 @@ def attend_short(
     Returns:
         (T, H, D) in the type of the values.
     """
-    groups, queries, keys = _layout(tuple(lengths), shared)
-    parts_q = _Spread.apply(query, queries).split([g.documents * g.length for g in groups])
-    sizes = [g.documents * (g.before + g.length) for g in groups]
-    parts_k, parts_v = (_Spread.apply(x, keys).split(sizes) for x in (key, value))
-    results = [
-        _one_group(q, k, v, group, scale, window)
-        for q, k, v, group in zip(parts_q, parts_k, parts_v, groups, strict=True)
-    ]
-    result: Tensor = _Collect.apply(torch.cat(results), queries)
+    layout = lay_out(tuple(lengths), shared, query.shape[1], key.shape[1])
+    result: Tensor = _SideBySide.apply(query, key, value, layout, scale, window)
     return result
 
 
-def _one_group(q: Tensor, k: Tensor, v: Tensor, group: _Group, scale: float, window: int | None) -> Tensor:
-    """(N * L, H, D) queries, (N * (P + L), K, D) keys and values; (N * L, H, D)."""
-    count, length, heads, kinds = group.documents, group.length, q.shape[1], k.shape[1]
-    repeats = heads // kinds
-    q = q.view(count, length, kinds, repeats, -1).permute(0, 2, 3, 1, 4).reshape(count * kinds, repeats * length, -1)
-    k, v = (x.view(count, -1, kinds, x.shape[-1]).transpose(1, 2).flatten(0, 1) for x in (k, v))
-    seen = torch.from_numpy(_seen(length, group.before, window)).to(q.dtype).repeat(repeats, 1)
-    weights = torch.baddbmm(seen, q, k.transpose(1, 2), alpha=scale).softmax(dim=-1)
-    result = (weights @ v).view(count, kinds, repeats, length, -1)
-    return result.permute(0, 3, 1, 2, 4).reshape(count * length, heads, -1)
+def _gather(rows: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+    return rows.index_select(0, torch.from_numpy(numbers))
 
 
-@lru_cache(maxsize=16)
-def _seen(length: int, before: int, window: int | None) -> NDArray[np.float32]:
-    """(L, P + L): 0 where a query sees a key, minus infinity elsewhere."""
+def _back(gradient: Tensor, rows: Rows) -> Tensor:
+    """Gradient of the rows of the groups to that of the rows of the pack; of shared tokens the sum of its copies."""
+    result = _gather(gradient, rows.places)
+    if rows.copies is not None:
+        copies = _gather(gradient, rows.copies.ravel()).unflatten(0, (len(rows.copies), -1))
+        total = copies.sum(dim=0, dtype=torch.float32)
+        result[: len(total)] += total
+    return result
+
+
+def _parts(layout: Layout, heads: int, kinds: int) -> Iterator[tuple[Group, _Part, _Part]]:
+    """Each group with its part of the rows of queries and of those of keys, as (N * K, tokens, D)."""
+    of_queries = of_keys = 0
+    for group in layout.groups:
+        batch, keys = group.documents * kinds, group.before + group.length
+        own = _Part(of_queries, batch, heads // kinds * group.length)
+        seen = _Part(of_keys, batch, keys)
+        yield group, own, seen
+        of_queries, of_keys = own.stop, seen.stop
+
+
+class _Part:
+    """Some of the rows of a tensor as a batch of matrices."""
+
+    def __init__(self, start: int, batch: int, rows: int) -> None:
+        self.start, self.stop, self.shape = start, start + batch * rows, (batch, rows)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values[self.start : self.stop].unflatten(0, self.shape)
+
+
+def _hidden(group: Group, repeats: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(R * L, P + L): 0 where a query sees a key, minus infinity elsewhere."""
+    if dtype == torch.bfloat16:  # the upper half of a float32
+        bits = _upper_halves(group.length, group.before, repeats, window)
+        return torch.from_numpy(bits).view(torch.bfloat16)
+    return torch.from_numpy(_mask(group.length, group.before, repeats, window)).to(dtype)
+
+
+@lru_cache(maxsize=64)
+def _upper_halves(length: int, before: int, repeats: int, window: int | None) -> NDArray[np.uint16]:
+    return (_mask(length, before, repeats, window).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _mask(length: int, before: int, repeats: int, window: int | None) -> NDArray[np.float32]:
     distance = np.arange(length)[:, None] + before - np.arange(before + length)[None, :]
     seen = (distance >= 0) & (distance < (window or before + length))
-    return np.where(seen, 0.0, -np.inf).astype(np.float32)
-
-
-@lru_cache(maxsize=4)
-def _layout(lengths: tuple[int, ...], shared: int) -> tuple[tuple[_Group, ...], _Rows, _Rows]:
-    """Groups of documents, and where queries and keys lie in them; asked for by every layer of a pack."""
-    starts = [0, *itertools.accumulate(lengths)]
-    kinds: dict[tuple[int, int], list[int]] = {}  # keys before, padded length -> documents
-    for number, length in enumerate(lengths):
-        before = shared if number > 0 else 0
-        kinds.setdefault((before, next(step for step in STEPS if step >= length)), []).append(number)
-    groups = tuple(_Group(len(members), length, before) for (before, length), members in sorted(kinds.items()))
-    members = [kinds[group.before, group.length] for group in groups]
-    documents = [[(starts[i], lengths[i]) for i in numbers] for numbers in members]
-    return groups, _rows(groups, documents, with_shared=False), _rows(groups, documents, with_shared=True)
-
-
-def _rows(groups: Sequence[_Group], documents: Sequence[Sequence[tuple[int, int]]], with_shared: bool) -> _Rows:
-    tokens: list[int] = []
-    padding: list[int] = []
-    copies: list[list[int]] = []
-    places: dict[int, int] = {}
-    for group, members in zip(groups, documents, strict=True):
-        for start, length in members:
-            if with_shared and group.before:
-                copies.append(list(range(len(tokens), len(tokens) + group.before)))
-                tokens.extend(range(group.before))
-            places.update(zip(range(start, start + length), itertools.count(len(tokens))))
-            tokens.extend(range(start, start + length))
-            padding.extend(range(len(tokens), len(tokens) + group.length - length))
-            tokens.extend([start] * (group.length - length))
-    return _Rows(
-        np.array(tokens),
-        np.array([places[token] for token in sorted(places)]),
-        np.array(padding, dtype=np.int64),
-        np.array(copies) if copies else None,
-    )
+    return np.tile(np.where(seen, 0.0, -np.inf).astype(np.float32), (repeats, 1))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from sengi.data.packs import Pack
 from sengi.errors import ModelError
 from sengi.model.attention import make_padding_free, undo_padding_free
+from sengi.model.embedding import add_gradient_at_once
 from sengi.model.head import LogitRule, supervised_loss
 
 
@@ -27,8 +28,7 @@ class SupervisedModel(nn.Module):
         lm: the transformers model; its weights are the trained weights.
         padding_free: all documents of a pack in one call; else one call a document (models whose layers carry
             state along the row, such as state-space layers).
-        adds_at_once: the head's weight gets its gradient in the forward pass (:mod:`sengi.model.head`), where it has
-            one to add to. For training in one process only: sharding collects gradients in the backward pass.
+        adds_at_once: whether :meth:`add_gradients_at_once` was called.
     """
 
     def __init__(self, lm: PreTrainedModel, padding_free: bool = True) -> None:
@@ -37,6 +37,15 @@ class SupervisedModel(nn.Module):
         self.padding_free = padding_free
         self.adds_at_once = False
         self.rule = LogitRule.of(lm.config)
+
+    def add_gradients_at_once(self) -> None:
+        """Add the gradients of head and embedding where they belong instead of making some as large as the weights.
+
+        For weights that have a gradient to add to, and in one process only: sharding collects gradients in the
+        backward pass, which gives none of these two then.
+        """
+        self.adds_at_once = True
+        add_gradient_at_once(self.lm.get_input_embeddings())
 
     def forward(self, pack: Pack, loss_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted loss of a pack.

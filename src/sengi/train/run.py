@@ -161,7 +161,8 @@ def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop
         )
     if not base.model.padding_free:
         run.observer.message(f"{family} carries state along the row: one document a forward call, not packed")
-    base.model.adds_at_once = keeps_gradients(world)
+    if keeps_gradients(world):
+        base.model.add_gradients_at_once()
     model = shard(base.model, world, recipe)
     optimizer = build_optimizer(model, recipe)
     if base.compiled:

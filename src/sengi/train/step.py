@@ -24,7 +24,7 @@ from sengi.data.store import TokenStore
 from sengi.errors import NonFiniteError
 from sengi.recipe import Recipe
 from sengi.train.distributed import World
-from sengi.train.optimizer import clear_gradients, clip_gradients, gradient_norm
+from sengi.train.optimizer import clear_gradients, clip_gradients, gradient_norm, keeps_gradients
 from sengi.train.out_of_memory import MemoryGuard, of_fixed_size
 from sengi.train.sharding import reduce_gradients
 
@@ -133,7 +133,8 @@ def run_step(
         raise NonFiniteError(f"loss is {result.loss}, gradient norm is {result.grad_norm}")
     clip_gradients(parameters, result.grad_norm, recipe.max_grad_norm)
     of_fixed_size(optimizer.step, "the optimizer's update")
-    clear_gradients(optimizer, world)
+    if not keeps_gradients(world):  # kept memory is cleared once, before it is used
+        clear_gradients(optimizer, world)
     return result
 
 
