@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -268,8 +269,6 @@ def test_the_kernel_is_asked_for_the_same_in_every_version(
 
 
 def test_the_installed_torch_has_a_signature_that_is_known() -> None:
-    import inspect
-
     known = inspect.signature(varlen.varlen_attn).parameters
     first = [name for name, p in known.items() if p.kind is p.POSITIONAL_OR_KEYWORD][:7]
     assert first == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]

@@ -67,6 +67,46 @@ def test_compiled_layers_equal_plain_ones_and_are_compiled_once(name: str, dial:
     assert torch.equal(ours, theirs)
 
 
+# Rule: with FlashAttention's kernel, as on a GPU, a layer is one piece of code, made once with shared tokens and once
+# without. Its stand-in has the signature of torch 2.13 and computes nothing.
+def test_a_layer_is_one_piece_where_flash_attention_is_taken(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    @torch.library.custom_op("sengi_tests::variable_length", mutates_args=())
+    def kernel(query: Tensor, key: Tensor, longest: int, scale: float) -> Tensor:
+        return query + key.mean() * scale
+
+    kernel.register_fake(lambda query, key, longest, scale: torch.empty_like(query))
+    kernel.register_autograd(lambda _, grad: (grad, None, None, None))
+
+    def varlen_attn(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        return kernel(query, key, max_q, scale)
+
+    model = prepare(copy.deepcopy(family("llama")))
+    monkeypatch.setattr("sengi.model.attention.takes_flash", lambda *_: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    compile_layers(transformer_layers(model))
+    torch._dynamo.utils.counters.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        for data in (pack((9, 12)), pack((9, 12), shared=6)):
+            gradients(model, data)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for data in (pack((30, 7, 21)), pack((14, 15, 40), shared=8)):
+                gradients(model, data)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
 def test_names_of_parameters_stay() -> None:
     model = prepare(copy.deepcopy(family("llama")))
     before = [name for name, _ in model.named_parameters()]

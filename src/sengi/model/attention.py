@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from sengi.model.flex_documents import attend_flex, can_flex
 from sengi.model.long_documents import attend_long
 from sengi.model.short_documents import LONGEST, attend_short
 
@@ -60,7 +61,8 @@ def document_attention(
         shared_keys: int64, for each place in ``cu_seq_lens_k`` the token whose key it is; None without shared tokens.
         sliding_window: tokens each token sees, itself included; None for all before it.
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2).
-        kernel: :func:`attend`, or what calls it.
+        kernel: what computes it where FlashAttention's kernel cannot, with the arguments of :func:`attend`, or None
+            for that.
 
     Returns:
         (1, T, H, D) and None in place of attention weights.
@@ -82,10 +84,15 @@ def document_attention(
     half = torch.is_autocast_enabled(kind)
     if half:  # queries and keys leave autocast, turned by positions in float32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if takes_flash(query, value, softcap):
+        if shared_keys is not None:
+            key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
+        bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
+        return _varlen(query, key, value, bounds, max_length_q, scale, sliding_window), None
+    window = sliding_window
     return (kernel or attend)(
-        query, key, value, bounds, max_length_q, shared_tokens, shared_keys, scale, sliding_window, softcap, half
+        query, key, value, cu_seq_lens_q, max_length_q, shared_tokens, scale, window, softcap, half
     ), None
 
 
@@ -93,29 +100,29 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    bounds: tuple[Tensor, Tensor],
+    bounds: Tensor,
     longest: int,
     shared_tokens: int,
-    shared_keys: Tensor | None,
     scale: float,
     sliding_window: int | None,
     softcap: float | None,
     half: bool,
 ) -> Tensor:
-    """What :func:`document_attention` does, by the kernel that is best for these documents on this device.
+    """What :func:`document_attention` does where FlashAttention's kernel cannot, by the best way there is.
+
+    On a GPU that is FlexAttention, else one document at a time; on a CPU in half precision batched products
+    (:mod:`sengi.model.short_documents`, :mod:`sengi.model.long_documents`), in float32 one document at a time.
 
     Args:
-        bounds: ``cu_seq_lens_q`` and ``cu_seq_lens_k``.
+        bounds: ``cu_seq_lens_q``.
         longest: ``max_length_q``.
         half: whether the computation is in half precision by autocast.
     """
+    if can_flex(query, value):
+        return attend_flex(query, key, value, bounds, shared_tokens, scale, sliding_window, softcap)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     kind = query.device.type
-    if takes_flash(query, value, softcap):
-        if shared_keys is not None:
-            key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
-        return _varlen(query, key, value, bounds, longest, scale, window)
-    lengths = [b - a for a, b in itertools.pairwise(bounds[0].tolist())]
+    lengths = [b - a for a, b in itertools.pairwise(bounds.tolist())]
     on_cpu_in_half = half and kind == "cpu" and softcap is None
     with torch.autocast(kind, enabled=False):  # all have one type by now
         whole = [lengths[0], *(shared_tokens + n for n in lengths[1:])]  # with what each sees before its own
@@ -198,7 +205,7 @@ def _varlen(
 
     Where a document has more keys than queries, its last query sees its last key: the shared ones come before.
     """
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # here, as it loads the compiler: a second
 
     known = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = {}

@@ -1,9 +1,10 @@
 """Transformer layers through torch.compile, applied from outside.
 
 Each class of layer is compiled once, for any number of tokens (``dynamic=True``), and all layers of the class share the
-code. The kernels of attention stay as they are: they are chosen by lengths of documents, and a compiler gains nothing
-on them. Elementwise work between the matrix products becomes one loop in place of several (norms, gated units, rotary
-positions and their casts), which also keeps fewer results for the backward pass.
+code. FlashAttention's kernel is one operation of it, so that a layer is one piece on a GPU. Other kernels of attention
+stay outside: they are chosen by lengths of documents, and a compiler gains nothing on them. Elementwise work between
+the matrix products becomes one loop in place of several (norms, gated units, rotary positions and their casts), which
+also keeps fewer results for the backward pass.
 """
 
 from __future__ import annotations

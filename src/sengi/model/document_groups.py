@@ -5,7 +5,8 @@ N its documents.
 
 Rows are what one head has at one token. Those of a group lie as (N, K, R, L) for queries and (N, K, P + L) for keys and
 values, one group behind the other, so that one gathering makes all of them and each group is a batch of products. All
-arrays are NumPy's, as they are kept between calls: tensors could be made while memory is traced, and then have no content.
+arrays are NumPy's, as they are kept between calls: tensors could be made while memory is traced, and have no content
+then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 ROUND = 8  # padded lengths are multiples of it: vectors have eight or sixteen numbers
 # What one more group and one more row cost, in logits of a head: measured on 2 cores (docs/results/throughput.md)
-GROUP = 40_000
+GROUP = 80_000
 ROW = 100
 
 Numbers = NDArray[np.int64]

@@ -39,8 +39,12 @@ def add_gradient_at_once(embedding: nn.Module) -> None:
     Embeddings of other classes (Gemma 3 scales them) stay as they are. The backward pass then gives no gradient of the
     weight: sharding, which collects gradients there, would miss it.
     """
-    if type(embedding) is nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq:
+    if _is_plain(embedding):
         embedding.forward = partial(_embed, embedding)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
 
 
 def _embed(embedding: nn.Embedding, ids: Tensor) -> Tensor:

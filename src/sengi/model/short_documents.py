@@ -1,7 +1,7 @@
 """Causal attention of short documents on a CPU in half precision: those of similar length lie side by side.
 
-Shapes: T tokens of a pack, H query heads, K key/value heads, R = H / K, D head size, P shared tokens, L padded length of
-a group of documents, N its documents.
+Shapes: T tokens of a pack, H query heads, K key/value heads, R = H / K, D head size, P shared tokens, L padded length
+of a group of documents, N its documents.
 
 A CPU's fused attention takes documents one at a time, and its backward pass is slow: for documents of 64 to 512 tokens
 twice to five times as long as plain products (docs/results/throughput.md). Here documents are padded to groups of one
