@@ -47,7 +47,7 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq
 
 
-def _embed(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+def _embed(embedding: Any, ids: Tensor) -> Tensor:
     if embedding.weight.grad is None or not torch.is_grad_enabled():
         return look_up(ids, embedding.weight, embedding.padding_idx)
     result: Tensor = _AddedAtOnce.apply(ids, embedding.weight, embedding.padding_idx)
