@@ -1,6 +1,6 @@
 """The loss head: ours beside torch's linear_cross_entropy (chunked and plain) and, on a GPU that has it, Liger's.
 
-    python -m benchmarks.loss_head [--json] [--repeats 5] [--rounds 2] [--targets 256 1024 4096] [--hidden 576] [--vocab 49152]
+    python -m benchmarks.loss_head [--json] [--repeats 5] [--rounds 2] [--targets 256 1024 4096]
 
 Forward and backward of one micro-batch's supervised targets: bfloat16 or float32 products over float32 weights, whose
 gradient is added up in float32 as training does. Each row is a process of its own, so that its memory is its own; rows
