@@ -128,14 +128,14 @@ def attend(
         whole = [lengths[0], *(shared_tokens + n for n in lengths[1:])]  # with what each sees before its own
         short = [number for number, length in enumerate(whole) if on_cpu_in_half and length <= LONGEST]
         if len(short) == len(lengths):
-            q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+            q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
             return attend_short(q, k, v, lengths, shared_tokens, scale, window).unsqueeze(0)
         # Split along the tokens as they lie in memory, and not sliced: the backward pass of a split is one
         # concatenation, that of every slice a tensor as long as the pack.
         split = list(zip(*(x.transpose(1, 2).split(lengths, dim=1) for x in (query, key, value)), strict=True))
         pieces: dict[int, Tensor] = {}
         if short:  # at once, beside those that go alone
-            q, k, v = (torch.cat(parts, dim=1)[0] for parts in zip(*(split[number] for number in short), strict=True))
+            q, k, v = (torch.cat(parts, dim=1).squeeze(0) for parts in zip(*(split[number] for number in short), strict=True))
             own = [lengths[number] for number in short]
             result = attend_short(q, k, v, own, shared_tokens, scale, window).unsqueeze(0)
             pieces.update(zip(short, result.split(own, dim=1), strict=True))
@@ -171,7 +171,7 @@ def _one_document(
 ) -> Tensor:
     """Causal attention of (1, L, heads, D) each; (1, L, H, D)."""
     if on_cpu_in_half:
-        return attend_long(q[0], k[0], v[0], scale, window).unsqueeze(0)
+        return attend_long(q.squeeze(0), k.squeeze(0), v.squeeze(0), scale, window).unsqueeze(0)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return _causal(q, k, v, scale, window, softcap).transpose(1, 2)
 
@@ -224,7 +224,7 @@ def _varlen(
         options["enable_gqa"] = True
     elif repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))  # (T, heads, D)
+    q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))  # (T, heads, D)
     bounds_q, bounds_k = (x.to(torch.int32) for x in bounds)
     result = varlen_attn(q, k, v, bounds_q, bounds_k, longest, longest, **options)
     assert isinstance(result, Tensor)  # a tuple only when auxiliary outputs are asked for

@@ -109,7 +109,7 @@ def block_mask(bounds: Tensor, size: int, shared: int, window: int | None) -> An
 
     token = torch.arange(size, device=bounds.device)
     document = torch.searchsorted(bounds[1:].long(), token, right=True)
-    starts = torch.cat([bounds.long(), bounds.new_full((1,), size).long()])[document]
+    starts = bounds.long()[document]
     position = token - starts
     if shared:
         position = torch.where(document > 0, position + shared, position)
