@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.warm import free_ports
 from sengi import storage
 from sengi.errors import DataError, MaskError, SengiError
 from sengi.recipe_sources import resolve_recipe
-from sengi.train import patience, setup
+from sengi.train import patience, setup, turns
 from sengi.train.checkpoint import PREFIX
 from sengi.train.distributed import World, end_world, start_world
 from sengi.train.run import train
@@ -49,6 +50,20 @@ def long_work(world: World, out: Path, work: Callable[[], Any]) -> Any:
 
     patience.HEARTBEAT = 0.02
     return patience.on_first_patiently(world, slowly, RunFolder(out), StopRequest())
+
+
+def turns_of(world: World, at_once: int, failing: int | None = None) -> list[float]:
+    """When this rank worked, where the memory of its machine has room for so many ranks at once."""
+
+    def work() -> list[float]:
+        started = time.monotonic()
+        if world.rank == failing:
+            raise DataError("damaged weights")
+        time.sleep(0.05)
+        return [started, time.monotonic()]
+
+    turns.available_memory = lambda *_: int(100 * at_once / turns.SHARE) + 1
+    return turns.in_turns(replace(world, device=torch.device("cuda")), 100, work)
 
 
 def talk(world: World, out: Path) -> dict[str, Any]:
@@ -77,6 +92,8 @@ def talk(world: World, out: Path) -> dict[str, Any]:
         "first fails": outcome(lambda: world.on_first(fail_on((0,), lambda: OSError(28, "No space left")))),
         "patiently": outcome(lambda: long_work(world, out, lambda: {"by": world.rank})),
         "patiently fails": outcome(lambda: long_work(world, out, lambda: 1 / 0)),
+        "turns": [turns_of(world, at_once) for at_once in (1, 2, 100)],
+        "turns fail": outcome(lambda: turns_of(world, 1, failing=last)),
         "after": world.gather(world.rank),  # nobody is left waiting: the next word works
     }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from sengi.errors import DataError
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.distributed import World
 from sengi.train.run import train
+from sengi.train.turns import in_turns
 
 REDUCTIONS = ("token", "sample")
 # Tokens a micro-batch may hold: the longest sample alone, something odd, everything at once
@@ -300,7 +302,23 @@ def test_what_one_rank_does_all_learn(runs: object, folder: Path) -> None:
         assert "No space left" in said["first fails"]["text"]
 
 
+# Rule: no more ranks of a machine work at a time than its memory has room for, and all of them get their turn.
+def test_ranks_take_turns_where_memory_is_short(runs: object, folder: Path) -> None:
+    world = max(BUDGETS)
+    reports = [json.loads((folder / "talk" / f"rank-{rank}.json").read_text()) for rank in range(world)]
+    for number, at_once in enumerate((1, 2)):
+        times = [said["turns"][number] for said in reports]
+        groups = [times[first : first + at_once] for first in range(0, world, at_once)]
+        for before, after in itertools.pairwise(groups):
+            assert max(stop for _, stop in before) <= min(start for start, _ in after)
+    for rank, said in enumerate(reports):
+        assert len(said["turns"]) == 3
+        assert said["turns fail"]["text"] == "damaged weights"
+        assert said["turns fail"]["elsewhere"] == (rank != world - 1)
+
+
 def test_a_world_of_one_is_the_same_without_processes() -> None:
+    assert in_turns(ALONE, 1 << 60, lambda: "read") == "read"
     assert ALONE.first
     assert ALONE.gather({"a": 1}) == [{"a": 1}]
     assert (ALONE.any(True), ALONE.any(False)) == (True, False)

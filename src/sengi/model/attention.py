@@ -135,7 +135,9 @@ def attend(
         split = list(zip(*(x.transpose(1, 2).split(lengths, dim=1) for x in (query, key, value)), strict=True))
         pieces: dict[int, Tensor] = {}
         if short:  # at once, beside those that go alone
-            q, k, v = (torch.cat(parts, dim=1).squeeze(0) for parts in zip(*(split[number] for number in short), strict=True))
+            q, k, v = (
+                torch.cat(parts, dim=1).squeeze(0) for parts in zip(*(split[number] for number in short), strict=True)
+            )
             own = [lengths[number] for number in short]
             result = attend_short(q, k, v, own, shared_tokens, scale, window).unsqueeze(0)
             pieces.update(zip(short, result.split(own, dim=1), strict=True))

@@ -30,6 +30,7 @@ from sengi.train.setup import set_up
 from sengi.train.sharding import shard
 from sengi.train.stopping import StopRequest
 from sengi.train.trainable import load_trainable
+from sengi.train.turns import in_turns
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _write_request(run: RunContext) -> None:
 def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop:
     """The base model, made padding-free, sharded and given an optimizer."""
     recipe, world, plan = run.setup.resolved.recipe, run.world, run.setup.plan
-    base = load_trainable(run.setup, world.device, plan.torch_compile)
+    whole = 4 * run.setup.cost.parameters  # read in float32 before a GPU takes it
+    base = in_turns(world, whole, lambda: load_trainable(run.setup, world.device, plan.torch_compile))
     family = type(base.model.lm).__name__
     if not base.model.padding_free and world.size > 1:
         raise ModelError(
