@@ -71,6 +71,13 @@ def test_batch_arithmetic(store: TokenStore, tmp_path: Path) -> None:
     assert plan.forecast_seconds == pytest.approx(plan.flops / 1e9 / CPU_EFFICIENCY)
 
 
+# Rule: the peak is that of one process with its share of the cores, so two of them have twice as much.
+def test_the_forecast_counts_all_processes(store: TokenStore, tmp_path: Path) -> None:
+    one, two = (plan_of(store, tmp_path, world=world)[0] for world in (1, 2))
+    assert one.forecast_seconds is not None
+    assert two.forecast_seconds == pytest.approx(one.forecast_seconds / 2)
+
+
 def test_packs_are_those_that_training_makes(store: TokenStore, tmp_path: Path) -> None:
     # few enough steps that all are looked at
     plan, steps = plan_of(store, tmp_path, world=2, num_train_epochs=1)

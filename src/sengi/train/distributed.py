@@ -11,6 +11,7 @@ import datetime
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,14 +87,29 @@ def start_world() -> World:
         ask_for_huge_pages()
     control = None
     if "RANK" in os.environ:
-        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        if device.type == "cpu" and not _threads_were_asked_for(os.getppid()):
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
         if not dist.is_initialized():  # else by Ray, which also looks after its processes
             die_with(os.getppid())  # torchrun's death
             timeout = datetime.timedelta(seconds=STALL_TIMEOUT)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=CONTROL_TIMEOUT))
     return World(rank, size, device, control)
+
+
+def _threads_were_asked_for(parent: int, processes: Path = Path("/proc")) -> bool:
+    """Whether somebody set OMP_NUM_THREADS: torchrun sets it to 1 where nobody did, whatever cores there are.
+
+    Args:
+        parent: the process that started this one; what it was started with is in ``processes``.
+    """
+    if "OMP_NUM_THREADS" not in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "OMP_NUM_THREADS" in os.environ
+    try:
+        began_with = (processes / str(parent) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return any(entry.startswith(b"OMP_NUM_THREADS=") for entry in began_with)
 
 
 def ranks_here() -> int:

@@ -39,7 +39,7 @@ class Recorder:
         # tokens that lean packs leave out were not computed
         computed = result.computed_tokens or tokens
         speed = setup.cost.flops(computed, targets, float((lengths.astype(float) ** 2).sum())) / seconds
-        ranks = self.world.size if self.world.device.type == "cuda" else 1  # ranks of one CPU share its cores
+        ranks = self.world.size  # the peak is that of one: of its GPU, or of its share of a CPU's cores
         if self._peak is not None:  # a CPU's peak is measured; if the machine was busy then, a step can be faster
             self._peak = max(self._peak, speed / ranks)
         return {

@@ -155,8 +155,7 @@ def make_plan(
     flops = cost.flops(tokens, targets, squares)
     done = flops + AGAIN[fitted.dial] * cost.flops(tokens, 0, squares)
     efficiency = CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY
-    # ranks of one CPU share its cores, so more of them add no peak
-    speed = (peak or 0) * efficiency * (1 if device.type == "cpu" else world_size)
+    speed = (peak or 0) * efficiency * world_size  # the peak of one: of its GPU, or of its share of a CPU's cores
     seconds = done / speed if speed else None
     begun = bool(earlier.get("torch_compile")) if earlier else None
     compiled, compile_reason = compiling.decide(recipe, begun, device, dtype, seconds, fitted.dial)
