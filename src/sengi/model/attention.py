@@ -90,10 +90,8 @@ def document_attention(
             key, value = key.index_select(2, shared_keys), value.index_select(2, shared_keys)
         bounds = (cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k)
         return _varlen(query, key, value, bounds, max_length_q, scale, sliding_window), None
-    window = sliding_window
-    return (kernel or attend)(
-        query, key, value, cu_seq_lens_q, max_length_q, shared_tokens, scale, window, softcap, half
-    ), None
+    options = (cu_seq_lens_q, max_length_q, shared_tokens, scale, sliding_window, softcap, half)
+    return (kernel or attend)(query, key, value, *options), None
 
 
 def attend(
@@ -119,12 +117,13 @@ def attend(
         half: whether the computation is in half precision by autocast.
     """
     if can_flex(query, value):
-        return attend_flex(query, key, value, bounds, shared_tokens, scale, sliding_window, softcap)
+        with torch.autocast(query.device.type, enabled=False):  # all have one type by now
+            return attend_flex(query, key, value, bounds, shared_tokens, scale, sliding_window, softcap)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     kind = query.device.type
     lengths = [b - a for a, b in itertools.pairwise(bounds.tolist())]
     on_cpu_in_half = half and kind == "cpu" and softcap is None
-    with torch.autocast(kind, enabled=False):  # all have one type by now
+    with torch.autocast(kind, enabled=False):
         whole = [lengths[0], *(shared_tokens + n for n in lengths[1:])]  # with what each sees before its own
         short = [number for number, length in enumerate(whole) if on_cpu_in_half and length <= LONGEST]
         if len(short) == len(lengths):
