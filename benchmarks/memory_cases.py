@@ -59,6 +59,7 @@ class Case:
     dial: str = "none"
     optim: str = "adamw_torch_fused"
     use_peft: bool = False
+    dtype: str = "float32"
     fitted: bool = False
 
 
@@ -101,7 +102,7 @@ def write_files(case: Case, folder: Path) -> Path:
         "effective_batch_size": case.batch,
         "max_tokens_per_device": case.budget,
         "max_steps": 3,
-        "dtype": "float32",
+        "dtype": case.dtype,
         "gradient_checkpointing": case.dial,
         "optim": case.optim,
         "use_peft": case.use_peft,

@@ -21,7 +21,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ from sengi.data.packing import pack_step
 from sengi.data.packs import make_pack
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
-from sengi.model.cost import best_dtype, model_cost
+from sengi.model.cost import best_dtype, model_cost, peak_flops
 from sengi.model.lora import skeleton
 from sengi.model.resolve import resolve_model
 from sengi.recipe import DataEntry
 
 LEARNING_RATE = 2e-5
+PEAKS = 10  # measurements of the peak before a step and after it, of which the highest counts
 # HF's AdamW, so that the losses of later steps agree, too
 OPTIMIZER = {"learning_rate": LEARNING_RATE, "adam_beta2": 0.999, "weight_decay": 0.0, "max_grad_norm": 1.0}
 
@@ -72,11 +73,15 @@ class Worker:
         self._flops = flops
         self._steps: list[Step] = []
 
-    def step(self) -> Step:
-        """Take one optimizer step."""
+    def step(self, peak: Callable[[], float | None]) -> Step:
+        """Take one optimizer step; ``peak`` tells before and after it what the machine can do."""
+        before = peak()
         answer = self._ask("step")
-        self._steps.append(Step(answer["seconds"], answer["cpu_seconds"], answer["loss"], answer["grad_norm"]))
-        return self._steps[-1]
+        after = peak()
+        around = (before + after) / 2 if before and after else None
+        step = Step(answer["seconds"], answer["cpu_seconds"], answer["loss"], answer["grad_norm"], around)
+        self._steps.append(step)
+        return step
 
     def end(self) -> Side:
         """End the process; what it measured."""
@@ -144,10 +149,9 @@ def measure(given: Any, folder: Path) -> tuple[Work, list[Worker]]:
     files = given.data or _world(folder)
     store = choose(files, model, given.conversations, given.max_length, folder / "data.jsonl", given.seed)
     write_rows(store, folder / "rows.jsonl")
-    dtype = given.dtype
+    dtype, device = given.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
-        kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = str(best_dtype(kind)[0]).removeprefix("torch.")
+        dtype = str(best_dtype(device)[0]).removeprefix("torch.")
     recipe = {
         "model_name_or_path": str(model),
         "data": [{"path": str(folder / "data.jsonl")}],
@@ -173,12 +177,17 @@ def measure(given: Any, folder: Path) -> tuple[Work, list[Worker]]:
     for setting in given.settings.split(",") if given.settings else SETTINGS[given.peer]:
         flops = cost.flops(tokens, targets, squares)
         workers.append(Worker(setting, theirs, {**common, "setting": setting}, folder, given.threads, flops))
-    work = Work(len(store), tokens, targets, workers[0].facts["peak_flops"])
+    work = Work(len(store), tokens, targets)
     for worker in workers[1:]:  # the same work, as the peer itself counts it
         assert (worker.facts["tokens"], worker.facts["targets"]) == (work.tokens, work.targets), worker.facts
+    torch.set_num_threads(workers[0].facts["threads"])
+
+    def peak() -> float | None:
+        return max(peak_flops(device, getattr(torch, dtype)) or 0.0 for _ in range(PEAKS)) or None
+
     for turn in range(1 + given.repeats):
         for worker in workers if turn % 2 == 0 else reversed(workers):
-            print(f"# round {turn}: {worker.name} {worker.step()}", file=sys.stderr, flush=True)
+            print(f"# round {turn}: {worker.name} {worker.step(peak)}", file=sys.stderr, flush=True)
     return work, workers
 
 
@@ -214,7 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{work.conversations} conversations a step, {work.tokens:,} tokens, {work.targets:,} of them supervised, "
         f"counted alike on all sides; ours computes {ours['computed_tokens']:,} tokens of them (lean packs)",
         f"ours, before the first step: {ours['compiled']}",
-        f"peak {work.peak / 1e9:,.0f} GFLOP/s, {ours['threads']} threads" if work.peak else "peak not known",
+        f"peak {min(peaks) / 1e9:,.0f} to {max(peaks) / 1e9:,.0f} GFLOP/s around our steps, {ours['threads']} threads"
+        if (peaks := [step.peak for step in sides[0].timed if step.peak])
+        else "peak not known",
         "; ".join(
             f"{name}: {side['micro_batches']} micro-batches, {side['places']:,} places for tokens, {side['attention']}"
             for name, side in facts.items()

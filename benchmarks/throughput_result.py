@@ -9,7 +9,8 @@ MFU, model FLOPs utilisation, is the share of the peak that useful work took:
 Padding, attention between documents, head positions without a target and recomputation are work that nobody asked for:
 they count for neither side. Tokens that our lean packs leave out (sengi.data.packs) are not computed and not counted as
 FLOPs of ours; tokens/s counts all tokens of the conversations on both sides. On a CPU the peak is the fastest matrix
-product measured on the same threads.
+product on as many threads, measured right before and right after each step (their mean): what a shared machine gives
+changes from minute to minute, and a step is held against what there was while it ran.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ from benchmarks.table import Table
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: wall and CPU seconds, loss in nats a target, gradient norm before clipping."""
+    """One optimizer step.
+
+    Attributes:
+        seconds: wall time; ``cpu_seconds`` of all threads.
+        loss: in nats a target; ``grad_norm`` before clipping.
+        peak: of the machine around it in FLOP/s, or None where that is not known.
+    """
 
     seconds: float
     cpu_seconds: float
     loss: float
     grad_norm: float
+    peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step is, the same on all sides; ``peak`` in FLOP/s or None."""
+    """What a step is, the same on all sides."""
 
     conversations: int
     tokens: int
     targets: int
-    peak: float | None
 
 
 def ratio(ours: Side, other: Side, cpu: bool = False) -> float:
@@ -99,7 +106,8 @@ def summary(ours: Side, peers: Sequence[Side], work: Work) -> dict[str, Any]:
         "peer_best": best.name,
         "first_loss_difference": max(abs(ours.steps[0].loss - peer.steps[0].loss) for peer in peers),
         "loss_difference": loss_difference(ours, peers),
-        "mfu": mfu(ours, work),
+        "mfu": mfu(ours),
+        "mfu_spread": [min(shares), max(shares)] if (shares := mfu_of_rounds(ours)) else None,
         "memory_ratio": ours.peak_bytes / best.peak_bytes,
         "peak_bytes": ours.peak_bytes,
         "tokens_per_second": work.tokens / ours.seconds,
@@ -110,9 +118,15 @@ def summary(ours: Side, peers: Sequence[Side], work: Work) -> dict[str, Any]:
     }
 
 
-def mfu(side: Side, work: Work) -> float | None:
-    """Share of the peak that useful work took, or None where the peak is not known."""
-    return side.flops / side.seconds / work.peak if work.peak else None
+def mfu_of_rounds(side: Side) -> list[float]:
+    """Share of the peak that useful work took, for each timed step; empty where the peak is not known."""
+    return [side.flops / step.seconds / step.peak for step in side.timed if step.peak]
+
+
+def mfu(side: Side) -> float | None:
+    """Median over the rounds of the share of the peak that useful work took, or None where the peak is not known."""
+    shares = mfu_of_rounds(side)
+    return statistics.median(shares) if shares else None
 
 
 def table(title: str, sides: Sequence[Side], work: Work, notes: Sequence[str]) -> Table:
@@ -121,7 +135,7 @@ def table(title: str, sides: Sequence[Side], work: Work, notes: Sequence[str]) -
     columns = (*first, "first loss", "last loss", "first grad norm")
     rows = []
     for side in sides:
-        share = mfu(side, work)
+        share = mfu(side)
         times = [step.seconds for step in side.timed]
         rows.append(
             (

@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.peer_worker import Line
 from sengi.environment import describe_environment
-from sengi.model.cost import peak_flops
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.observer import Observer
 from sengi.train.run import train
@@ -26,8 +25,8 @@ from sengi.train.run import train
 class Turns(Observer):
     """Lets the run go on when a step is asked for."""
 
-    def __init__(self, line: Line, dtype: str) -> None:
-        self.line, self.dtype = line, getattr(torch, dtype)
+    def __init__(self, line: Line) -> None:
+        self.line = line
         self.chosen: Any = None
         self.told: list[str] = []
 
@@ -41,14 +40,12 @@ class Turns(Observer):
 
     def start(self, step: int, num_steps: int, samples_seen: int, total_samples: int) -> None:
         """Ready for the first step."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         packages = describe_environment()["packages"]
         facts = {
             "threads": torch.get_num_threads(),
             "versions": {name: packages[name] for name in ("torch", "transformers", "sengi") if name in packages},
             "forecast_bytes": self.chosen.memory["peak"],
             "compiled": next((text for text in self.told if text.startswith("compiled")), "not compiled"),
-            "peak_flops": max(peak_flops(device, self.dtype) or 0.0 for _ in range(3)) or None,
         }
         self.line.say(facts)
         self.line.wait()
@@ -64,7 +61,7 @@ def main() -> None:
     """Train as long as steps are asked for."""
     line = Line()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    train(resolve_recipe(values=request["recipe"]), Turns(line, request["recipe"]["dtype"]))
+    train(resolve_recipe(values=request["recipe"]), Turns(line))
 
 
 if __name__ == "__main__":

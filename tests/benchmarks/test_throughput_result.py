@@ -4,22 +4,40 @@ import json
 
 import pytest
 from benchmarks.peer_worker import SETTINGS, arguments
-from benchmarks.throughput_result import Side, Step, Work, best_of, loss_difference, mfu, ratio, summary, table
+from benchmarks.throughput_result import (
+    Side,
+    Step,
+    Work,
+    best_of,
+    loss_difference,
+    mfu,
+    mfu_of_rounds,
+    ratio,
+    summary,
+    table,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sengi.model.cost import ModelCost
 
-WORK = Work(conversations=4, tokens=1000, targets=300, peak=1e11)
+WORK = Work(conversations=4, tokens=1000, targets=300)
 
 
 def side(
-    name: str, seconds: list[float], peak: int = 100, losses: list[float] | None = None, flops: float = 6e11
+    name: str,
+    seconds: list[float],
+    peak: int = 100,
+    losses: list[float] | None = None,
+    flops: float = 6e11,
+    peaks: list[float | None] | None = None,
 ) -> Side:
-    """A first step that took 99 seconds, then ``seconds``; CPU time is twice the wall time."""
+    """A first step that took 99 seconds, then ``seconds``; CPU time is twice the wall time, 1e11 FLOP/s the peak."""
     times = [99.0, *seconds]
     losses = losses or [2.0 - 0.1 * n for n in range(len(times))]
-    return Side(name, [Step(t, 2 * t, loss, 1.0) for t, loss in zip(times, losses, strict=True)], peak, flops)
+    around = [9e11, *(peaks or [1e11] * len(seconds))]
+    steps = [Step(t, 2 * t, loss, 1.0, top) for t, loss, top in zip(times, losses, around, strict=True)]
+    return Side(name, steps, peak, flops)
 
 
 def test_the_first_step_is_not_timed() -> None:
@@ -52,12 +70,20 @@ def test_mfu_is_useful_work_by_peak_and_time(tokens: float, targets: float, squa
     cost = ModelCost(linear + head, linear, head, 6.0 * layers * heads * size, 0)
     flops = cost.flops(int(tokens), int(targets), squares)
     by_hand = 6 * int(tokens) * linear + 6 * int(targets) * head + 6 * layers * heads * size * squares
-    work = Work(1, int(tokens), int(targets), 1.5e11)
-    assert mfu(side("sengi", [seconds], flops=flops), work) == pytest.approx(by_hand / seconds / 1.5e11)
+    assert mfu(side("sengi", [seconds], flops=flops, peaks=[1.5e11])) == pytest.approx(by_hand / seconds / 1.5e11)
 
 
 def test_mfu_is_not_made_up_where_the_peak_is_not_known() -> None:
-    assert mfu(side("sengi", [2.0]), Work(4, 1000, 300, None)) is None
+    unknown = side("sengi", [2.0], peaks=[None])
+    assert mfu(unknown) is None
+    assert summary(unknown, [side("default", [2.0])], WORK)["mfu_spread"] is None
+
+
+def test_a_step_is_held_against_the_machine_of_its_round() -> None:
+    # in the second round the machine could do half of what it can, and the step took twice as long
+    ours = side("sengi", [8.0, 16.0, 10.0], peaks=[1e11, 0.5e11, 1e11])
+    assert mfu_of_rounds(ours) == pytest.approx([0.75, 0.75, 0.6])
+    assert mfu(ours) == pytest.approx(0.75)
 
 
 def test_the_json_object() -> None:
@@ -73,6 +99,7 @@ def test_the_json_object() -> None:
     assert found["tokens_per_second"] == 500.0
     assert found["supervised_tokens_per_second"] == 150.0
     assert found["mfu"] == pytest.approx(3.0)  # 6e11 FLOP in 2 s at a peak of 1e11
+    assert found["mfu_spread"] == pytest.approx([2.0, 6.0])
 
 
 def test_the_table_has_a_row_a_trainer() -> None:

@@ -22,7 +22,7 @@ from sengi.errors import ModelError
 from sengi.model import attention
 from sengi.model import supervised as module
 from sengi.model.attention import generation_mode
-from sengi.model.supervised import SupervisedModel, prepare
+from sengi.model.supervised import SupervisedModel, prepare, try_on_device
 
 STATE_SPACE = {
     "mamba": ("MambaConfig", {"state_size": 4, "time_step_rank": 4}),
@@ -230,10 +230,45 @@ def test_families_without_an_attention_function_run_one_document_a_call() -> Non
 def test_a_family_that_would_compute_lean_packs_differently_runs_one_document_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_lean_and_whole", lambda model, device: (torch.zeros(2), torch.ones(2)))
+    monkeypatch.setattr(module, "_lean_and_whole", lambda model: (torch.zeros(2), torch.ones(2)))
     model = prepare(copy.deepcopy(family("llama")))
     assert not model.padding_free
     check_packed_equals_one_by_one(model, eager("llama"), some_documents())
+
+
+CPU = torch.device("cpu")
+
+
+# Rule: what was proved as the model was loaded holds where and as it is trained, or the run does not begin.
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_is_tried_where_it_is_trained(name: str, autocast: torch.dtype | None) -> None:
+    try_on_device(prepared(name), CPU, autocast)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_device_that_computes_something_else_is_refused(autocast: torch.dtype | None) -> None:
+    model = prepare(copy.deepcopy(family("llama")))
+    with torch.no_grad():
+        model.lm.model.norm.weight.mul_(3)  # as a wrong kernel would
+    words = r"LlamaForCausalLM: its losses on cpu in torch.* are not those of the model as it was loaded \(largest"
+    with pytest.raises(ModelError, match=words):
+        try_on_device(model, CPU, autocast)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_kernel_that_lets_documents_reach_each_other_is_refused(
+    monkeypatch: pytest.MonkeyPatch, autocast: torch.dtype | None
+) -> None:
+    model = prepare(copy.deepcopy(family("llama")))
+    attend = attention.attend
+
+    def leaking(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Tensor:
+        return attend(query, key, value, *options) + 0.001 * value.float().mean()
+
+    monkeypatch.setattr(attention, "attend", leaking)
+    with pytest.raises(ModelError, match=r"documents of a pack reach each other in torch.*float.* on cpu; "):
+        try_on_device(model, CPU, autocast)
 
 
 class OddLlama(LlamaForCausalLM):

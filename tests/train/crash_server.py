@@ -48,7 +48,7 @@ def preload(recipes: list[ResolvedRecipe]) -> None:
     world = World(0, 1, torch.device("cpu"))
     setups = {recipe.recipe.max_steps: set_up(recipe, world, Observer(), None) for recipe in recipes}
     setup = setups[recipes[0].recipe.max_steps]
-    base, facts = training.load_trainable(setup, world.device), training.describe_environment()
+    base, facts = training.load_trainable(setup), training.describe_environment()
     instead: dict[str, Callable[..., Any]] = {
         "set_up": lambda resolved, *_: dataclasses.replace(setups[resolved.recipe.max_steps], resolved=resolved),
         "load_trainable": lambda *_: base,

@@ -77,7 +77,7 @@ class Recorder(torch.optim.SGD):
 def test_the_sums_are_those_that_a_training_step_makes(parts: Path, reduction: str) -> None:
     # the ratio of sums over all micro-batches is the gradient that training would apply to their samples
     setup = set_up_run(parts, loss_reduction=reduction)
-    base = load_trainable(setup, ALONE.device)
+    base = load_trainable(setup)
     groups = setup.steps.step_samples(1).reshape(8, 4)
     sums, weights = gradient_sketches(base, groups, setup, ALONE.device, lambda done, total: None)
     recorder = Recorder([p for p in base.model.parameters() if p.requires_grad], lr=0.0)
@@ -105,7 +105,7 @@ def test_the_sums_are_those_that_a_training_step_makes(parts: Path, reduction: s
 def test_micro_batches_of_4_and_of_16_samples_agree(parts: Path) -> None:
     # the same samples of a real model: one truth, two estimates
     setup = set_up_run(parts)
-    base = load_trainable(setup, ALONE.device)
+    base = load_trainable(setup)
     samples = np.concatenate([setup.steps.step_samples(k) for k in range(1, 9)])
     found = []
     for each in (4, 16):

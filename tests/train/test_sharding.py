@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,23 @@ import pytest
 import torch
 from tests.model.tiny_folder import write_tiny_folder
 from tests.train.memory_run import ALONE, small_recipe
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sengi.conversation import Sample
 from sengi.data.packs import make_pack
 from sengi.errors import RecipeError
 from sengi.model import lora
 from sengi.model.load import load_model
-from sengi.model.supervised import SupervisedModel, prepare
+from sengi.model.supervised import prepare
 from sengi.train import sharding, snapshot
 from sengi.train.distributed import World
 from sengi.train.optimizer import build_optimizer
-from sengi.train.sharding import reduce_gradients, reduces_each_micro_batch, shard, transformer_layers
+from sengi.train.sharding import device_mesh, place, reduce_gradients, reduces_each_micro_batch, transformer_layers
 from sengi.train.snapshot import snapshot_bytes
 
 
@@ -43,9 +47,12 @@ CPU = torch.device("cpu")
 
 
 # Rule: on one process there is nothing to split and nothing to reduce.
-def test_one_process_is_not_sharded() -> None:
-    model = SupervisedModel.__new__(SupervisedModel)
-    assert shard(model, ALONE, small_recipe(fsdp_sharding_strategy="hybrid_shard")) is model
+def test_one_process_is_not_sharded(tmp_path: Path) -> None:
+    recipe = small_recipe(fsdp_sharding_strategy="hybrid_shard")
+    assert device_mesh(ALONE, recipe) is None
+    model = prepare(load_model(write_tiny_folder(tmp_path / "base")))
+    place(model, CPU, None, recipe)
+    assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert not reduces_each_micro_batch(small_recipe(), ALONE, 10**15)
 
 
@@ -65,9 +72,8 @@ def test_when_gradients_are_reduced(
 # Rule: hybrid sharding needs the same number of ranks on each machine.
 def test_uneven_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    model = SupervisedModel.__new__(SupervisedModel)
     with pytest.raises(RecipeError, match=r"the machines have \[2, 4\] processes; start the same number on each"):
-        shard(model, Told(0, 6, CPU), small_recipe(fsdp_sharding_strategy="hybrid_shard"))
+        device_mesh(Told(0, 6, CPU), small_recipe(fsdp_sharding_strategy="hybrid_shard"))
 
 
 # Rule: the last micro-batch reduces between all; an earlier one within a machine at most.
@@ -95,7 +101,7 @@ def test_what_a_micro_batch_sends(last: bool, each: bool, scatters: bool, reduce
 
 # Rule: 4-bit weights stay as bitsandbytes made them; all else is split. Scales lie beside them, and a split half of the
 # bytes would be multiplied out with the scales of the whole.
-def test_quantized_weights_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_weights_stay_whole(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     recipe = small_recipe(use_peft=True, load_in_4bit=True, lora_r=2)
     with warnings.catch_warnings(action="ignore"):
@@ -104,8 +110,7 @@ def test_quantized_weights_stay_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     model = prepare(lm)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        monkeypatch.setattr(sharding, "_mesh", lambda *_: init_device_mesh("cpu", (1,)))
-        shard(model, Told(0, 2, CPU), recipe)
+        place(model, CPU, init_device_mesh("cpu", (1,)), recipe)
         kinds = {name: isinstance(parameter, DTensor) for name, parameter in model.named_parameters()}
     finally:
         torch.distributed.destroy_process_group()
@@ -115,14 +120,51 @@ def test_quantized_weights_stay_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(hasattr(model.get_parameter(name), "quant_state") for name in quantized)
 
 
+@contextmanager
+def one_of(ranks: int, kind: str) -> Iterator[DeviceMesh]:
+    """The mesh of so many ranks, of which this process is the first and the others do not exist."""
+    distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        yield init_device_mesh(kind, (ranks,))
+    finally:
+        distributed.destroy_process_group()
+
+
+# Rule: to be placed, ranks need not talk: those of a machine do it in turns. Each keeps its share.
+def test_placing_talks_to_nobody_and_keeps_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prepare(load_model(write_tiny_folder(tmp_path / "base")))
+    for name in ("all_gather_into_tensor", "all_reduce", "broadcast", "barrier", "scatter"):
+        monkeypatch.setattr(distributed, name, lambda *_, **__: pytest.fail("a rank talks while it is placed"))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    with one_of(4, "cpu") as mesh:
+        place(model, CPU, mesh, small_recipe())
+        kept = {name: parameter.to_local().numel() for name, parameter in model.named_parameters()}  # type: ignore[attr-defined]
+    assert sum(kept.values()) == pytest.approx(sum(sizes.values()) / 4, rel=0.02)
+    assert all(kept[name] < sizes[name] for name in sizes)
+
+
+# Rule: a GPU never holds the whole model of several ranks, but its shards and one layer.
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_never_holds_the_whole_model() -> None:
+    config = LlamaConfig(vocab_size=1000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16)
+    model = prepare(LlamaForCausalLM(config))
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with one_of(8, "cuda") as mesh:
+        place(model, torch.device("cuda", 0), mesh, small_recipe())
+        assert torch.cuda.max_memory_allocated() - before < size / 8 + 2.5 * size / 16
+        assert all(parameter.is_cuda for parameter in model.parameters())
+
+
 # Rule: asking how much a copy takes leaves no trace, also right after held-out loss, which leaves parameters whole.
-def test_the_size_of_a_snapshot_makes_no_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_snapshot_makes_no_moments(tmp_path: Path) -> None:
     recipe = small_recipe(fsdp_reshard_after_forward=False)
     model = prepare(load_model(write_tiny_folder(tmp_path / "base")))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        monkeypatch.setattr(sharding, "_mesh", lambda *_: init_device_mesh("cpu", (1,)))
-        shard(model, Told(0, 2, CPU), recipe)
+        place(model, CPU, init_device_mesh("cpu", (1,)), recipe)
         optimizer = build_optimizer(model, recipe)
         pack = make_pack([Sample(np.arange(4, 12, dtype=np.int32), np.ones(8, np.uint8))])
         sizes = []

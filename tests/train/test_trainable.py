@@ -64,7 +64,7 @@ def test_a_long_document_does_not_change_a_short_one(rope: str, tmp_path: Path) 
 
     def loss_of_the_short_one(longest: int, samples: list[Sample]) -> tuple[bool, Tensor]:
         setup.store = SimpleNamespace(lengths=np.array([longest]))
-        model = load_trainable(cast(Any, setup), torch.device("cpu")).model
+        model = load_trainable(cast(Any, setup)).model
         pack = make_pack(samples)
         return model.padding_free, model(pack, torch.ones(len(pack.targets)))[1][: int(short.loss_mask[1:].sum())]
 

@@ -17,7 +17,7 @@ from sengi.evaluate.heldout import heldout_items, heldout_losses, heldout_scores
 from sengi.evaluation import Evaluation
 from sengi.model.context import folder_context_length
 from sengi.model.load import load_model, load_tokenizer
-from sengi.model.supervised import prepare
+from sengi.model.supervised import prepare, try_on_device
 from sengi.recipe import DataEntry, Recipe
 
 MAX_LENGTH = int(Recipe.model_fields["max_length"].default)  # what a recipe takes that names no other
@@ -51,7 +51,8 @@ def evaluate_heldout(
     options, tokenizer = StoreOptions(limit, "drop"), load_tokenizer(model_folder)
     stores = [(file, open_store([DataEntry(path=str(file))], tokenizer, options)) for file in files]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = prepare(load_model(model_folder, dtype=torch.float32), device)
+    model = prepare(load_model(model_folder, dtype=torch.float32)).to(device)
+    try_on_device(model, device)
     evaluation = Evaluation()
     for file, store in stores:
         task = f"heldout_{split_suffix(file)[0]}"

@@ -28,7 +28,7 @@ def transformer_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def checkpoint_layers(layers: Iterable[nn.Module], dial: Dial) -> None:
-    """Make ``layers`` keep less for their backward pass; before they are sharded.
+    """Make ``layers`` keep less for their backward pass.
 
     The forward function of each module is wrapped, not the module: names of parameters stay, and FSDP's hooks run
     around it.

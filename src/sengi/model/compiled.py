@@ -24,7 +24,7 @@ VARIANTS = 64  # of a function, before torch gives up on it: kinds of layers, pa
 
 
 def compile_layers(layers: Iterable[nn.Module]) -> None:
-    """Let ``layers`` compute with compiled code where gradients are wanted; before they are checkpointed or sharded.
+    """Let ``layers`` compute with compiled code where gradients are wanted; before they are checkpointed.
 
     Nothing is compiled before the first call. A part that does not compile runs as it is (:func:`parts_left_plain`).
     Without gradients (held-out loss) the plain code runs: another compilation would take longer than it saves.

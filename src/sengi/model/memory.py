@@ -153,6 +153,9 @@ def forecast_memory(
     copies = (4 * sizes.trained + state) // shards + (copied or 0)
     if copied is not None and cpu and (available is None or copies <= COPIED * (available - sum(parts.values()))):
         parts["copy for background saves"] = copies
+    # a model is read whole in float32, whatever is kept of it; quantized layers are made one by one
+    if cpu and not sizes.whole_bytes and static["process"] + 4 * sizes.parameters > sum(parts.values()):
+        moment, parts = "reading the model", {"process": static["process"], "weights": 4 * sizes.parameters}
     ordered = sorted(((name, size) for name, size in parts.items() if size), key=lambda item: -item[1])
     return MemoryForecast(moment, dict(ordered), available)
 

@@ -25,8 +25,7 @@ from sengi.train.record import Recorder
 from sengi.train.run_context import RunContext
 from sengi.train.schedule import save_is_due
 from sengi.train.setup import Setup
-from sengi.train.sharding import reduces_each_micro_batch
-from sengi.train.snapshot import reshard
+from sengi.train.sharding import reduces_each_micro_batch, reshard
 from sengi.train.step import run_step
 
 

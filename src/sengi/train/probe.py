@@ -30,7 +30,7 @@ from sengi.train.distributed import World
 from sengi.train.out_of_memory import is_out_of_memory
 from sengi.train.setup import Setup
 from sengi.train.step import target_weights
-from sengi.train.trainable import Trainable, load_trainable
+from sengi.train.trainable import Trainable, load_trainable, make_ready
 
 SKETCH = 65_521  # the largest prime below 2^16
 BLOCK = 64  # times SKETCH values are projected at once: 17 MB
@@ -57,7 +57,9 @@ def probe(
     if world.size > 1:
         raise InputError("--probe measures on one process; run 'sengi plan' without torchrun")
     each = samples_each(setup, micro_batches)
-    base = load_trainable(setup, world.device)
+    base = load_trainable(setup)
+    base.model.to(world.device)
+    make_ready(base, setup, world.device)
     order = _first_samples(setup, each * micro_batches)
     groups = order.reshape(micro_batches, each)
     try:

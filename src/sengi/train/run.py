@@ -27,9 +27,9 @@ from sengi.train.optimizer import build_optimizer, keeps_gradients
 from sengi.train.run_context import RunContext
 from sengi.train.run_folder import RunFolder, check_same_data, check_same_recipe, read_plan
 from sengi.train.setup import set_up
-from sengi.train.sharding import shard
+from sengi.train.sharding import device_mesh, place
 from sengi.train.stopping import StopRequest
-from sengi.train.trainable import load_trainable
+from sengi.train.trainable import Trainable, load_trainable, make_ready
 from sengi.train.turns import in_turns
 
 
@@ -151,28 +151,34 @@ def _write_request(run: RunContext) -> None:
 
 
 def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop:
-    """The base model, made padding-free, sharded and given an optimizer."""
+    """The base model, made padding-free, on its device or sharded, and given an optimizer."""
     recipe, world, plan = run.setup.resolved.recipe, run.world, run.setup.plan
-    whole = 4 * run.setup.cost.parameters  # read in float32 before a GPU takes it
-    base = in_turns(world, whole, lambda: load_trainable(run.setup, world.device, plan.torch_compile))
-    family = type(base.model.lm).__name__
-    if not base.model.padding_free and world.size > 1:
-        raise ModelError(
-            f"{family} carries state along the row, so it runs one document a call and on one process only; run it "
-            "without torchrun"
-        )
-    if not base.model.padding_free:
-        run.observer.message(f"{family} carries state along the row: one document a forward call, not packed")
+    mesh = device_mesh(world, recipe)
+
+    def load() -> Trainable:
+        base = load_trainable(run.setup)
+        family = type(base.model.lm).__name__
+        if not base.model.padding_free and world.size > 1:
+            raise ModelError(
+                f"{family} carries state along the row, so it runs one document a call and on one process only; run it "
+                "without torchrun"
+            )
+        if not base.model.padding_free:
+            run.observer.message(f"{family} carries state along the row: one document a forward call, not packed")
+        place(base.model, world.device, mesh, recipe)
+        return base
+
+    base = in_turns(world, 4 * run.setup.cost.parameters, load)  # read in float32 before a GPU takes it
+    compiled = make_ready(base, run.setup, world.device, plan.torch_compile)
     if keeps_gradients(world):
         base.model.add_gradients_at_once()
-    model = shard(base.model, world, recipe)
-    optimizer = build_optimizer(model, recipe)
-    if base.compiled:
+    optimizer = build_optimizer(base.model, recipe)
+    if compiled:
         budget, vocabulary = plan.max_tokens_per_device, base.model.lm.config.get_text_config().vocab_size
-        seconds = compile_now(model, optimizer, world, base.autocast, budget, vocabulary)
+        seconds = compile_now(base.model, optimizer, world, base.autocast, budget, vocabulary)
         plain = f"; {n} of their parts do not compile and run as they are" if (n := parts_left_plain()) else ""
         run.observer.message(f"compiled the layers in {seconds:.0f} s{plain}")
-    return Loop(run, evaluations, handover, model, optimizer, base.files, base.autocast)
+    return Loop(run, evaluations, handover, base.model, optimizer, base.files, base.autocast)
 
 
 def _note_failure(world: World, begun: list[RunFolder], error: BaseException) -> None:

@@ -23,28 +23,42 @@ from sengi.train.distributed import World, ranks_here
 WHOLE_GRADIENTS = 0.25  # share of a device's memory that whole gradients may take before each micro-batch reduces them
 
 
-def shard(model: SupervisedModel, world: World, recipe: Recipe) -> nn.Module:
-    """Shard ``model`` in place: each transformer layer on its own, then the rest (embedding, norm, head).
+def place(model: SupervisedModel, device: torch.device, mesh: DeviceMesh | None, recipe: Recipe) -> None:
+    """Move ``model`` to this rank's device in place: whole, or with a mesh this rank's shards of it.
+
+    Each transformer layer is moved and split on its own, then the rest (embedding, norm, head): beside the shards a
+    device holds one layer at a time. Nothing is sent to other ranks.
 
     Args:
-        model: whole, on this rank's device.
-        world: the processes of the run.
+        model: whole, on the CPU.
+        device: of this rank.
+        mesh: of :func:`device_mesh`.
         recipe: its ``fsdp_`` keys say how.
+    """
+    if mesh is None:
+        model.to(device)
+        return
+    whole = whole_on_every_rank(model)
+    for layer in transformer_layers(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=recipe.fsdp_reshard_after_forward, ignored_params=whole)
+    fully_shard(model, mesh=mesh, ignored_params=whole)
+
+
+def device_mesh(world: World, recipe: Recipe) -> DeviceMesh | None:
+    """All ranks in a row; with hybrid sharding a row a machine: columns hold the same rows of every parameter.
+
+    Args:
+        world: the processes of the run, which call this together.
+        recipe: its ``fsdp_sharding_strategy``.
+
+    Returns:
+        The mesh; None for one process, which shares with nobody.
 
     Raises:
         RecipeError: hybrid sharding of a world whose machines do not have equal numbers of ranks.
     """
     if world.size == 1:
-        return model
-    mesh, whole = _mesh(world, recipe), whole_on_every_rank(model)
-    for layer in transformer_layers(model):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=recipe.fsdp_reshard_after_forward, ignored_params=whole)
-    fully_shard(model, mesh=mesh, ignored_params=whole)
-    return model
-
-
-def _mesh(world: World, recipe: Recipe) -> DeviceMesh:
-    """All ranks in a row; with hybrid sharding a row a machine: columns hold the same rows of every parameter."""
+        return None
     here = world.gather(ranks_here())
     if recipe.fsdp_sharding_strategy == "full_shard" or here[0] == world.size:
         return init_device_mesh(world.device.type, (world.size,))
@@ -54,6 +68,13 @@ def _mesh(world: World, recipe: Recipe) -> DeviceMesh:
             "same number on each, or set full_shard"
         )
     return init_device_mesh(world.device.type, (world.size // here[0], here[0]), mesh_dim_names=("replicate", "shard"))
+
+
+def reshard(model: nn.Module) -> None:
+    """Have every parameter in its shards: a forward pass without a backward leaves some whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def reduces_each_micro_batch(recipe: Recipe, world: World, parameters: int) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from sengi.train.distributed import World
 from sengi.train.optimizer import local
 from sengi.train.optimizer_states import begun, state_kinds
+from sengi.train.sharding import reshard
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,6 @@ def take(
         state = {name: copy(name, tensor) for name, tensor in state.items()}
     lm: Any = model.lm
     return Snapshot(lm, _whole_weights(model, world, export_dtype, state, copy), state, rows)
-
-
-def reshard(model: nn.Module) -> None:
-    """Have every parameter in its shards: a forward pass without a backward leaves some whole."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def snapshot_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, world: World, export_dtype: torch.dtype) -> int:
