@@ -16,6 +16,7 @@ from sengi.model.memory import (
     HELD_AGAIN,
     HELD_CUDA,
     HELD_GATHERED,
+    HELD_HALF,
     HELD_KEPT,
     LATER,
     STATE_BYTES,
@@ -69,7 +70,8 @@ def test_the_parts_of_one_process() -> None:
 # What a heap holds beside what is in use: a part of the activations, of those computed again, of gathered layers.
 def test_the_heap_holds_more_than_is_in_use() -> None:
     assert forecast(again=20e6).parts["allocator"] == int(HELD_KEPT * 30e6 + HELD_AGAIN * 20e6)
-    two = forecast(later=1.0, sharing=Sharing(2))
+    assert forecast(half=True).parts["allocator"] == int(HELD_HALF * 30e6)
+    two = forecast(later=1.0, sharing=Sharing(2), half=True)
     assert two.parts["allocator"] == int(HELD_KEPT * 30e6 + HELD_GATHERED * 4 * 8_000_000)
     assert forecast(later=1.0, sharing=Sharing(2, kept=True)).parts["allocator"] == int(HELD_KEPT * 30e6)
 

@@ -29,6 +29,7 @@ LATER = 60 << 20
 # frees. Shares of activations, of activations that are computed again, and of layers' weights that are gathered (fitted
 # with large blocks at whole pages: sengi.environment.ask_for_huge_pages)
 HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.3, 0.3, 1.2
+HELD_HALF = 0.6  # in place of HELD_KEPT in half precision on one process, where blocks are of more sizes
 HELD_CUDA = 0.08  # of what comes and goes: PyTorch's CUDA allocator rounds and splits its segments (not measured here)
 COPIED = 0.5  # of the free memory, at most, that the copies of background saves take (train/background_save.py)
 FITS = 0.9  # share of the free memory that an automatic choice fills: the forecast is good to 10%
@@ -120,6 +121,7 @@ def forecast_memory(
     resident: int,
     copied: int | None,
     available: int | None,
+    half: bool = False,
 ) -> MemoryForecast:
     """Put the parts together.
 
@@ -134,6 +136,7 @@ def forecast_memory(
         copied: bytes of whole weights that rank 0 copies for the files of a checkpoint, beside its part of the state,
             where checkpoints are written from a copy in the memory of the CPU while training goes on; else None.
         available: bytes that the process may use in all.
+        half: whether the computation is in half precision.
     """
     cpu, state = device.type == "cpu", int(sizes.state_bytes * sizes.trained)
     weights, shards = 4 * sizes.trained + sizes.frozen_bytes, sharing.shards
@@ -147,7 +150,8 @@ def forecast_memory(
     parts = static | moving
     if cpu:
         gathered = 0 if sharing.shards == 1 or sharing.kept else 4 * sizes.layers * _split_of_layer(sizes)
-        parts["allocator"] = int(HELD_KEPT * largest.saved + HELD_AGAIN * again + HELD_GATHERED * gathered)
+        held = HELD_HALF if half and sharing.shards == 1 else HELD_KEPT
+        parts["allocator"] = int(held * largest.saved + HELD_AGAIN * again + HELD_GATHERED * gathered)
     else:
         parts["allocator"] = int(HELD_CUDA * sum(moving.values()))
     copies = (4 * sizes.trained + state) // shards + (copied or 0)

@@ -160,6 +160,7 @@ class Forecaster:
             resident=self.resident,
             copied=self._exported() if self.recipe.save_in_background and self._saves_on_the_way() else None,
             available=self.available,
+            half=self.autocast is not None,
         )
 
     def _largest_pack(self, budget: int) -> tuple[list[int], int, int, bool]:
