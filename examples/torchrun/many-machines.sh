@@ -6,6 +6,7 @@
 #
 # output_dir, the model and the token store ($SENGI_CACHE) must lie on a file system that all machines share.
 # ADDRESS is this machine's own address where the others reach it (needed where its host name does not resolve).
+# PYTHON is the interpreter where no environment is activated: PYTHON=.venv/bin/python
 set -euo pipefail
 : "${HEAD:?address of the first machine}" "${NODES:?number of machines}" "${NODE_RANK:?0 on the first machine, 1, 2, ...}"
 if command -v nvidia-smi > /dev/null; then

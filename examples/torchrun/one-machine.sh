@@ -3,6 +3,7 @@
 #
 #   examples/torchrun/one-machine.sh recipe.yaml [--set key=value ...]
 #
+# PYTHON is the interpreter where no environment is activated: PYTHON=.venv/bin/python
 # Ctrl-C saves and stops; the same command continues.
 set -euo pipefail
 if command -v nvidia-smi > /dev/null; then

@@ -32,7 +32,8 @@ def executable(path: Path, text: str) -> None:
 @pytest.mark.parametrize(("asked", "code"), [(True, 3), (False, 0), (False, 7)])
 def test_slurm_job_stops_cleanly_and_goes_back_into_the_queue(tmp_path: Path, asked: bool, code: int) -> None:
     executable(tmp_path / "scontrol", f'[ "$1" = show ] && echo node1 && echo node2 || echo "$*" >> {tmp_path}/said\n')
-    executable(tmp_path / "srun", f'shift; echo $$ > {tmp_path}/step; exec "$@"\n')
+    tell = f"echo $$ > {tmp_path}/step; echo $SRUN_CPUS_PER_TASK > {tmp_path}/cpus"
+    executable(tmp_path / "srun", f'shift; {tell}; exec "$@"\n')
     executable(tmp_path / "scancel", f'[ "$1" = --signal=TERM ] && kill -TERM "$(cat {tmp_path}/step)"\n')
     wait = "while true; do sleep 0.02; done" if asked else f"exit {code}"
     executable(
@@ -40,6 +41,7 @@ def test_slurm_job_stops_cleanly_and_goes_back_into_the_queue(tmp_path: Path, as
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
     environment |= {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    environment["SLURM_CPUS_PER_TASK"] = "64"
     job = subprocess.Popen(["bash", str(EXAMPLES / "slurm" / "train.sbatch"), "recipe.yaml"], env=environment)
     deadline = time.monotonic() + 60
     while not (tmp_path / "up").exists():
@@ -48,6 +50,7 @@ def test_slurm_job_stops_cleanly_and_goes_back_into_the_queue(tmp_path: Path, as
     if asked:
         job.send_signal(signal.SIGTERM)
     assert job.wait(60) == code
+    assert (tmp_path / "cpus").read_text() == "64\n"
     command = (tmp_path / "command").read_text()
     assert "--nnodes 2 " in command
     assert "--rdzv-endpoint node1:20041 " in command

@@ -186,6 +186,7 @@ def _note_failure(world: World, begun: list[RunFolder], error: BaseException) ->
     if not begun or (getattr(error, "elsewhere", False) and not world.first):
         return  # the rank it happened on knows the cause
     asked = isinstance(error, StoppedByRequest | KeyboardInterrupt)
-    with contextlib.suppress(SengiError):
+    with contextlib.suppress(SengiError, OSError, ValueError):
+        tell = begun[0].status if world.first else begun[0].last_word
         state = "stopped" if asked else "failed"
-        begun[0].status(state=state, reason=str(error) or type(error).__name__, alarm=getattr(error, "alarm", None))
+        tell(state=state, reason=str(error) or type(error).__name__, alarm=getattr(error, "alarm", None))

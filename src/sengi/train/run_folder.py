@@ -21,6 +21,7 @@ from sengi.recipe import Recipe
 from sengi.recipe_sources import ResolvedRecipe
 
 HEARTBEAT = 5.0  # seconds between rewrites of status.json while nothing else happens
+FIRST_WORD = 1.5  # seconds that rank 0 has to tell its cause before another rank does
 # What may change between two calls on one folder, because no weight depends on it
 FREE_KEYS = frozenset(
     {
@@ -151,6 +152,18 @@ class RunFolder:
         if now or time.monotonic() - self._written >= HEARTBEAT:
             storage.write_json(self.path / "status.json", self._status)
             self._written = time.monotonic()
+
+    def last_word(self, **facts: Any) -> None:
+        """Update status.json from a rank that does not keep it, because the one that does may be gone.
+
+        What that one knew stays, and a cause that it told since this run began is not replaced. It is given time to tell
+        it: ranks that lose each other notice it at the same moment.
+        """
+        time.sleep(FIRST_WORD)
+        path = self.path / "status.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else dict(self._status)
+        if kept.get("state") == "running" or kept.get("heartbeat", 0.0) < self._status["started"]:
+            storage.write_json(path, {**kept, **facts, "heartbeat": time.time()})
 
     def open_log(self, step: int) -> list[str]:
         """Open dynamics.jsonl to go on after ``step``; later lines belong to steps that will be done again.
