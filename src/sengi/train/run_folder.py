@@ -156,8 +156,8 @@ class RunFolder:
     def last_word(self, **facts: Any) -> None:
         """Update status.json from a rank that does not keep it, because the one that does may be gone.
 
-        What that one knew stays, and a cause that it told since this run began is not replaced. It is given time to tell
-        it: ranks that lose each other notice it at the same moment.
+        What that one knew stays, and a cause that it told since this run began is not replaced. It is given time to
+        tell it: ranks that lose each other notice it at the same moment.
         """
         time.sleep(FIRST_WORD)
         path = self.path / "status.json"
