@@ -1,10 +1,11 @@
 """The memory forecast beside what a run really took, each configuration in a process of its own.
 
-    python -m benchmarks.memory [--json] [--only WORD]
+    python -m benchmarks.memory [--json] [--only WORD] [--data FILE... --tokenizer FOLDER]
 
 A run is ``sengi train`` of three steps on random weights, from the files of benchmarks/memory_cases.py, with everything
 that belongs to it (loading, checkpoint, export). Measured is the greatest resident set of any of its processes (VmHWM,
-by wait4), forecast is what its plan.json said before the weights were read.
+by wait4), forecast is what its plan.json said before the weights were read. With ``--data`` it trains on these files,
+in the tokens of a tokenizer that the models of the chosen configurations have room for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.memory_cases import Case
+from benchmarks.memory_cases import Case, Real
 from benchmarks.table import Table, show
 
 GB = 1e9
@@ -49,15 +50,18 @@ CASES = (
     Case("llama 52M, tied", 2048, 4, use_peft=True, dtype="bfloat16"),
     Case("qwen3 69M, tied", 1024, 4, dtype="bfloat16"),
     Case("gemma3 65M, tied", 1024, 4, dtype="bfloat16"),
+    Case("llama 135M, tied", 1024, 8, dtype="float32"),
+    Case("llama 135M, tied", 1024, 8, dtype="bfloat16"),
+    Case("llama 135M, tied", 2048, 16, dtype="bfloat16"),
 )
 
 
-def measure(case: Case) -> tuple[float, float]:
+def measure(case: Case, real: Real | None = None) -> tuple[float, float]:
     """Forecast and measured peak in bytes."""
     with tempfile.TemporaryDirectory(prefix="sengi-memory-") as name:
         folder = Path(name)
         # in a child: what this process held would count as the next child's, which begins as a copy of it
-        make = f"from benchmarks.memory_cases import *; write_files({case!r}, Path({name!r}))"
+        make = f"from benchmarks.memory_cases import *; write_files({case!r}, Path({name!r}), {real!r})"
         environment = {**os.environ, "SENGI_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         subprocess.run([sys.executable, "-c", make], check=True, env=environment, capture_output=True)
@@ -79,11 +83,11 @@ def measure(case: Case) -> tuple[float, float]:
         return float(plan["forecast"]["memory"]["peak"]), usage.ru_maxrss * 1024.0
 
 
-def rows_of(cases: Sequence[Case]) -> list[tuple[object, ...]]:
+def rows_of(cases: Sequence[Case], real: Real | None = None) -> list[tuple[object, ...]]:
     """A row for each case, told as it comes."""
     rows: list[tuple[object, ...]] = []
     for case in cases:
-        forecast, measured = measure(case)
+        forecast, measured = measure(case, real)
         off = forecast / measured - 1
         rows.append(
             (
@@ -108,10 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--only", default="", help="configurations whose description has this word")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="real conversations in place of digits")
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="for --data")
     given = parser.parse_args(arguments)
+    if bool(given.data) != bool(given.tokenizer):
+        parser.error("--data and --tokenizer go together")
+    real = Real(tuple(given.data), given.tokenizer) if given.data else None
     cases = [case for case in CASES if given.only in repr(case)]
     columns = ("model", "tokens", "dial", "optim", "dtype", "ranks", "forecast GB", "measured GB", "off", "constants")
-    rows = rows_of(cases)
+    rows = rows_of(cases, real)
     within = sum(abs(float(str(row[8]).rstrip("%"))) <= 100 * TOLERANCE for row in rows)
     notes = [
         f"{within} of {len(rows)} within {TOLERANCE:.0%}; CPU, one thread a process, a step of several "

@@ -1,12 +1,14 @@
 """The configurations of benchmarks/memory.py: model shapes, and the files a run of one needs.
 
-Weights are random and text is made of digits: neither changes what a step keeps in memory.
+Weights are random: they do not change what a step keeps in memory. Text is made of digits, one token each, unless real
+conversations and their tokenizer are given.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +65,57 @@ class Case:
     fitted: bool = False
 
 
-def write_files(case: Case, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Real:
+    """Real conversations in place of digits: files that a recipe reads, and a folder with the model's tokenizer."""
+
+    data: Sequence[str]
+    tokenizer: str
+
+
+def write_files(case: Case, folder: Path, real: Real | None = None) -> Path:
     """Model, data and recipe of a case; returns the recipe.
 
     Args:
         folder: an existing, empty folder.
+        real: what is trained on in place of digits.
     """
     import torch
     import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sengi.model.tokenizer_files import save_tokenizer
+
+    name, values = SHAPES[case.shape]
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**values)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
+    if real is None:
+        _write_digits(folder)
+    else:
+        save_tokenizer(AutoTokenizer.from_pretrained(real.tokenizer, local_files_only=True), folder / "model")
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "data": [{"path": path} for path in (real.data if real else [str(folder / "data.jsonl")])],
+        "output_dir": str(folder / "run"),
+        "effective_batch_size": case.batch,
+        "max_tokens_per_device": case.budget,
+        "max_length": case.budget,
+        "max_steps": 3,
+        "dtype": case.dtype,
+        "gradient_checkpointing": case.dial,
+        "optim": case.optim,
+        "use_peft": case.use_peft,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe, indent=1))
+    return path
+
+
+def _write_digits(folder: Path) -> None:
+    """A tokenizer of bytes beside the model, and conversations of digits."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     from benchmarks.small_model import CHATML, SPECIAL
     from sengi.model.tokenizer_files import save_tokenizer
@@ -84,10 +127,6 @@ def write_files(case: Case, folder: Path) -> Path:
     core.add_special_tokens(SPECIAL)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=SPECIAL[2], pad_token=SPECIAL[3])
     tokenizer.chat_template = CHATML
-    name, values = SHAPES[case.shape]
-    torch.manual_seed(0)
-    config = getattr(transformers, name)(**values)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
     save_tokenizer(tokenizer, folder / "model")
     draw = random.Random(0)
     with (folder / "data.jsonl").open("w") as file:
@@ -95,18 +134,3 @@ def write_files(case: Case, folder: Path) -> Path:
             text = "".join(draw.choices("0123456789", k=draw.randint(*CHARACTERS)))
             turns = [{"role": "user", "content": text[:90]}, {"role": "assistant", "content": text}]
             file.write(json.dumps({"messages": turns}) + "\n")
-    recipe = {
-        "model_name_or_path": str(folder / "model"),
-        "data": [{"path": str(folder / "data.jsonl")}],
-        "output_dir": str(folder / "run"),
-        "effective_batch_size": case.batch,
-        "max_tokens_per_device": case.budget,
-        "max_steps": 3,
-        "dtype": case.dtype,
-        "gradient_checkpointing": case.dial,
-        "optim": case.optim,
-        "use_peft": case.use_peft,
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps(recipe, indent=1))
-    return path

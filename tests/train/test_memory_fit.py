@@ -12,6 +12,7 @@ from tests.train.memory_run import ALONE
 
 import sengi.train.memory_fit as module
 from sengi.cli.plan import memory_lines
+from sengi.conversation import Sample
 from sengi.errors import RecipeError
 from sengi.model.live_bytes import PHASES, MicroBatch
 from sengi.recipe_sources import resolve_recipe
@@ -65,9 +66,10 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A model whose activations take 1, 0.5 or 0.1 MB a token, on a machine with 2 GB."""
     seen: list[Any] = []
 
-    def trace(config: Any, adapt: Any, lengths: list[int], targets: int, dial: str, *more: Any, **named: Any) -> Any:
-        seen.append((dial, sum(lengths)))
-        size = sum(lengths) * {"none": 1e6, "selective": 0.5e6, "full": 0.1e6}[dial]
+    def trace(config: Any, adapt: Any, samples: list[Sample], dial: str, *more: Any, **named: Any) -> Any:
+        tokens = sum(len(sample.input_ids) for sample in samples)
+        seen.append((dial, tokens))
+        size = tokens * {"none": 1e6, "selective": 0.5e6, "full": 0.1e6}[dial]
         return MicroBatch(size, dict.fromkeys(PHASES, size))
 
     monkeypatch.setattr(module, "trace_model", trace)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,7 +31,6 @@ from sengi.model.supervised import SupervisedModel
 # The parts of a micro-batch in order; the most bytes alive in each grow linearly with the number of layers
 PHASES = ("forward", "loss head", "loss head backward", "backward", "embedding backward")
 LONGEST_PERIOD = 8  # layers after which the kinds of layers of a model repeat, at most (Gemma 3: 6)
-FEW = 4  # documents that are traced; more of them make the same bytes and take longer
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,7 @@ class LiveBytes(TorchDispatchMode):
 def trace_model(
     config: Any,
     adapt: Callable[[PreTrainedModel], None],
-    lengths: list[int],
-    targets: int,
+    samples: Sequence[Sample],
     dial: Dial,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -109,8 +106,7 @@ def trace_model(
     Args:
         config: of transformers; it is not changed.
         adapt: makes of the plain model what is trained (freezes it, adds an adapter); may do nothing.
-        lengths: tokens of each document of the pack.
-        targets: supervised targets in it.
+        samples: of the micro-batch; what they share is computed once, as in training.
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
@@ -118,7 +114,6 @@ def trace_model(
     """
     text = config.get_text_config()
     layers, period = int(text.num_hidden_layers), _period(getattr(text, "layer_types", None))
-    documents = _few(lengths)
 
     def traced(count: int) -> MicroBatch:
         def build() -> PreTrainedModel:
@@ -126,24 +121,13 @@ def trace_model(
             adapt(lm)
             return lm
 
-        return trace_micro_batch(build, documents, targets, dial, device, autocast, adds_at_once)
+        return trace_micro_batch(build, samples, dial, device, autocast, adds_at_once)
 
     # one layer alone is first and last in one, which is not like the others
     few, more = max(2, period), max(2, period) + period
     if layers <= more:
         return traced(layers)
     return traced(few).extended(traced(more), (layers - few) / (more - few))
-
-
-def _few(lengths: list[int]) -> list[int]:
-    """At most FEW documents of the same tokens in all, as long as the longest where there are more."""
-    if len(lengths) <= FEW:
-        return lengths
-    total, longest = sum(lengths), max(lengths)
-    if total <= FEW * longest:
-        whole, rest = divmod(total, longest)
-        return [longest] * whole + ([rest] if rest else [])
-    return [total // FEW] * (FEW - 1) + [total - total // FEW * (FEW - 1)]
 
 
 def _period(kinds: list[str] | None) -> int:
@@ -168,8 +152,7 @@ def _with_layers(config: Any, count: int) -> Any:
 
 def trace_micro_batch(
     build: Callable[[], PreTrainedModel],
-    documents: list[int],
-    targets: int,
+    samples: Sequence[Sample],
     dial: Dial,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -180,16 +163,15 @@ def trace_micro_batch(
     Args:
         build: makes the model on the default device, which is "meta": peft moves the layers it wraps, and fake tensors
             cannot be moved in place.
-        documents: tokens of each document of the pack.
-        targets: supervised targets in it.
+        samples: of the micro-batch.
         dial: activation checkpointing.
         device: of the training.
         autocast: dtype of the computation, or None.
         adds_at_once: whether training will call :meth:`SupervisedModel.add_gradients_at_once`.
     """
-    pack = _pack(documents, targets)
     with torch.device("meta"):
         lm = build().eval()
+    pack = make_pack(samples, lean=not _carries_state(lm))
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device(device):
             _move(lm, device)
@@ -251,15 +233,12 @@ def _run(
     return MicroBatch(saved, {phase: live.peaks.get(phase, 0) for phase in PHASES})
 
 
-def _pack(documents: list[int], targets: int) -> Pack:
-    """Documents of these lengths, with ``targets`` targets spread over them as far as there is room."""
-    samples, left = [], targets
-    for length in documents:
-        mask = np.zeros(length, np.uint8)
-        mask[max(1, length - left) :] = 1
-        left -= int(mask.sum())
-        samples.append(Sample(np.zeros(length, np.int32), mask))
-    return make_pack(samples)
+def _carries_state(lm: PreTrainedModel) -> bool:
+    """Whether layers carry state along the row, so that its documents are computed whole: all such have convolutions.
+
+    Training finds it out by trying (:func:`sengi.model.supervised.prepare`), which takes numbers.
+    """
+    return any(isinstance(module, torch.nn.Conv1d) for module in lm.modules())
 
 
 def _emptied(pack: Pack, device: torch.device, read_bounds: bool) -> Pack:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, replace
 from functools import cache
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from sengi.data.packing import pack_step
+from sengi.data.packs import make_pack
 from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.model.checkpointing import Dial
@@ -29,6 +31,7 @@ from sengi.train.schedule import save_is_due
 from sengi.train.sharding import reduces_each_micro_batch
 
 LOOK_AT = 16  # steps whose packs are looked at
+READ = 32  # of these packs, the largest whose samples are read
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,13 @@ class Forecaster:
         self.micro_batch = cache(self._micro_batch)  # that of `none` is asked for at every dial
 
     def _forecast(self, dial: Dial, budget: int) -> MemoryForecast:
-        lengths, targets, later, halved = self._largest_pack(budget)
-        largest, whole = (self.micro_batch(tuple(lengths), targets, one) for one in (dial, "none"))
+        members, later, halved = self._largest_pack(budget)
+        largest, whole = (self.micro_batch(members, one) for one in (dial, "none"))
         return forecast_memory(
             self._sizes(),
             largest,
             again=whole.saved - largest.saved,
-            later=later / sum(lengths),
+            later=later,
             sharing=replace(self.sharing, halved=halved),
             device=self.world.device,
             resident=self.resident,
@@ -163,23 +166,26 @@ class Forecaster:
             half=self.autocast is not None,
         )
 
-    def _largest_pack(self, budget: int) -> tuple[list[int], int, int, bool]:
-        """Lengths and targets of the largest micro-batch, tokens of the largest that is not a rank's first, halves."""
+    def _largest_pack(self, budget: int) -> tuple[tuple[int, ...], float, bool]:
+        """Samples of the micro-batch that computes most tokens, share of them in a rank's later ones, halves."""
         steps, store = self.steps, self.store
         budget = max(budget, int(store.lengths.max()))  # the plan refuses one that is smaller
-        largest: tuple[int, list[int], int] = (0, [], 0)
-        later, halved = 0, False
+        packs: dict[bool, list[tuple[int, tuple[int, ...]]]] = {False: [], True: []}  # a rank's first, and later ones
+        halved = False
         for number in steps.some_steps(LOOK_AT):
             samples = steps.step_samples(number)
-            packs = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost, halves=True)
-            halved = halved or packs.half is not None
-            for rank in packs.ranks:
+            found = pack_step(store.lengths[samples], budget, self.world.size, self.cost.attention_cost, halves=True)
+            halved = halved or found.half is not None
+            for rank in found.ranks:
                 for turn, members in enumerate(samples[pack] for pack in rank if len(pack)):
-                    tokens = int(store.lengths[members].sum())
-                    later = max(later, tokens) if turn else later
-                    if tokens > largest[0]:
-                        largest = (tokens, store.lengths[members].tolist(), int(store.supervised[members].sum()))
-        return largest[1], largest[2], later, halved
+                    packs[turn > 0].append((int(store.lengths[members].sum()), tuple(members.tolist())))
+        firsts, laters = ([self._computed(members) for _, members in nlargest(READ, packs[of])] for of in packs)
+        largest = max(firsts + laters)
+        return largest[1], max(laters, default=(0, ()))[0] / largest[0], halved
+
+    def _computed(self, members: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """Tokens of these samples that go through the layers, and the samples."""
+        return make_pack(self.store.samples(members), lean=True).input_ids.numel(), members
 
     def _exported(self) -> int:
         """Bytes of the weights of a checkpoint's files, where they are no part of its state (train/snapshot.py)."""
@@ -190,14 +196,15 @@ class Forecaster:
         """Whether a checkpoint is saved before the last step; for that one training is over."""
         return any(save_is_due(self.recipe, self.steps, step) for step in range(1, self.steps.num_steps))
 
-    def _micro_batch(self, lengths: tuple[int, ...], targets: int, dial: Dial) -> MicroBatch:
+    def _micro_batch(self, members: tuple[int, ...], dial: Dial) -> MicroBatch:
+        samples = self.store.samples(members)
         try:
             how = (dial, self.world.device, self.autocast, keeps_gradients(self.world))
-            return trace_model(self.config, self._adapt, list(lengths), targets, *how)
+            return trace_model(self.config, self._adapt, samples, *how)
         except Exception as error:  # whatever a family's own code cannot do without numbers
             note = f"the forecast of activations is a rough guess: this model cannot be traced ({type(error).__name__})"
             self.notes = [note]
-            rough = float(sum(lengths) * self.cost.activation_bytes)
+            rough = float(sum(len(sample.input_ids) for sample in samples) * self.cost.activation_bytes)
             return MicroBatch(rough, {**dict.fromkeys(PHASES, rough), PHASES[-1]: 0.0})
 
     def _adapt(self, lm: PreTrainedModel) -> None:
