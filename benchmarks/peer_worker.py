@@ -25,10 +25,13 @@ from typing import Any
 
 # Beside these each setting has what is the same on both sides: precision, rate, batch and their schedule.
 # "default" is what the peer does when nothing else is asked of it; the others are its documented ways to be fast.
+PACKED: Mapping[str, Any] = {"packing": True, "gradient_checkpointing": False, "per_device_train_batch_size": 1}
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "trl": {
         "default": {},  # 8 rows padded to the longest, activation checkpointing on, fused head
-        "packed": {"packing": True, "gradient_checkpointing": False, "per_device_train_batch_size": 1},
+        "packed": PACKED,
+        "packed_long": PACKED,  # rows as long as our micro-batches
+        "packed_compiled": {**PACKED, "torch_compile": True},
         "unpadded": {
             "padding_free": True,
             "max_length": None,
@@ -100,7 +103,7 @@ def arguments(request: Mapping[str, Any]) -> dict[str, Any]:
         "dataloader_pin_memory": False,
     }
     if request["peer"] == "trl":
-        common["max_length"] = request["max_length"]
+        common["max_length"] = request["max_tokens" if request["setting"] == "packed_long" else "max_length"]
     return {**common, **SETTINGS[request["peer"]][request["setting"]]}
 
 

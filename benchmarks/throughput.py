@@ -165,7 +165,8 @@ def measure(given: Any, folder: Path) -> tuple[Work, list[Worker]]:
         **OPTIMIZER,
     }
     common = {"peer": given.peer, "model": str(model), "data": str(folder / "rows.jsonl"), "rows": len(store)}
-    common |= {"max_length": given.max_length, "dtype": dtype, "learning_rate": LEARNING_RATE}
+    common |= {"max_length": given.max_length, "max_tokens": recipe["max_tokens_per_device"]}
+    common |= {"dtype": dtype, "learning_rate": LEARNING_RATE}
     ours = [sys.executable, "-m", "benchmarks.throughput_worker"]
     theirs = [peers.python(), str(Path(__file__).with_name("peer_worker.py"))]
     cost, tokens, targets = model_cost(skeleton(model)), int(store.lengths.sum()), int(store.supervised.sum())
@@ -203,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.set_defaults(repeats=3)
     options.add_argument("--peer", choices=sorted(SETTINGS), required=True)
-    options.add_argument("--settings", help="of the peer, with commas; all by default, 'default' must be one")
+    options.add_argument(
+        "--settings", help="of the peer, with commas; all by default, 'default' must be one; each takes memory"
+    )
     options.add_argument("--model", default="smollm2-135m", help="model folder or name")
     options.add_argument("--data", nargs="+", help="files of conversations")
     options.add_argument("--conversations", type=int, default=16, help="in a step: the effective batch")
