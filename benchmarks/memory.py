@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--json] [--only WORD] [--data FILE... --tokenizer FOLDER]
 
-A run is ``sengi train`` of three steps (20 with ``--data``) on random weights, from the files of benchmarks/memory_cases.py, with everything
+A run is ``sengi train`` of a few steps on random weights, from the files of benchmarks/memory_cases.py, with everything
 that belongs to it (loading, checkpoint, export). Measured is the greatest resident set of any of its processes (VmHWM,
 by wait4), forecast is what its plan.json said before the weights were read. With ``--data`` it trains on these files,
 in the tokens of a tokenizer that the models of the chosen configurations have room for.

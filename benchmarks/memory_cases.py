@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROWS = 24
-REAL_STEPS = 20  # the largest micro-batch must come after the first update, which makes the moments
+STEPS = (8, 20)  # of digits, of real ones: the largest micro-batch must come after the first update makes the moments
 CHARACTERS = (200, 900)  # of an answer; a character is about a token of the byte tokenizer
 COMMON: dict[str, Any] = {"max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 GRANITE = {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22}
@@ -102,7 +102,7 @@ def write_files(case: Case, folder: Path, real: Real | None = None) -> Path:
         "effective_batch_size": case.batch,
         "max_tokens_per_device": case.budget,
         "max_length": case.budget,
-        "max_steps": REAL_STEPS if real else 3,
+        "max_steps": STEPS[real is not None],
         "dtype": case.dtype,
         "gradient_checkpointing": case.dial,
         "optim": case.optim,
