@@ -87,11 +87,14 @@ class TokenStore:
         """Supervised targets of each sample, int64 (n,)."""
         offsets = self._index["offsets"]
         counts = np.empty(len(self), np.int64)
-        for first in range(0, len(self), _CHUNK):  # NumPy widens all that it sums at once to int64
-            starts = offsets[first : first + _CHUNK + 1]
-            mask = self._mask[starts[0] : starts[-1]]
-            counts[first : first + _CHUNK] = np.add.reduceat(mask, starts[:-1] - starts[0], dtype=np.int64)
-        return counts - self._mask[offsets[:-1]]
+        # Not through the map, whose pages would all stay in memory; in parts, as NumPy widens what it sums to int64
+        with (self.path / "mask.bin").open("rb") as file:
+            for first in range(0, len(self), _CHUNK):
+                starts = offsets[first : first + _CHUNK + 1]
+                mask = np.fromfile(file, np.uint8, int(starts[-1] - starts[0]))
+                begins = starts[:-1] - starts[0]
+                counts[first : first + _CHUNK] = np.add.reduceat(mask, begins, dtype=np.int64) - mask[begins]
+        return counts
 
     def sample(self, index: int) -> Sample:
         """Token ids and mask of one sample, copied out of the map."""
