@@ -1,10 +1,10 @@
-"""The memory forecast beside what a run really took, each configuration in a process of its own.
+"""The forecast of memory and time beside what a run really took, each configuration in a process of its own.
 
     python -m benchmarks.memory [--json] [--only WORD] [--data FILE... --tokenizer FOLDER]
 
 A run is ``sengi train`` of a few steps on random weights, from the files of benchmarks/memory_cases.py, with everything
 that belongs to it (loading, checkpoint, export). Measured is the greatest resident set of any of its processes (VmHWM,
-by wait4), forecast is what its plan.json said before the weights were read. With ``--data`` it trains on these files,
+by wait4), forecast is what its plan.json said before the weights were read. Seconds are those of all steps. With ``--data`` it trains on these files,
 in the tokens of a tokenizer that the models of the chosen configurations have room for.
 """
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.memory_cases import Case, Real
@@ -56,8 +57,18 @@ CASES = (
 )
 
 
-def measure(case: Case, real: Real | None = None) -> tuple[float, float]:
-    """Forecast and measured peak in bytes."""
+@dataclass(frozen=True)
+class Result:
+    """Peak in bytes and seconds of all steps, forecast and measured."""
+
+    forecast: float
+    measured: float
+    forecast_seconds: float
+    seconds: float
+
+
+def measure(case: Case, real: Real | None = None) -> Result:
+    """Run a case."""
     with tempfile.TemporaryDirectory(prefix="sengi-memory-") as name:
         folder = Path(name)
         # in a child: what this process held would count as the next child's, which begins as a copy of it
@@ -80,15 +91,21 @@ def measure(case: Case, real: Real | None = None) -> tuple[float, float]:
         if status != 0:
             raise SystemExit(f"{case}: failed\n{(folder / 'output').read_text()[-2000:]}")
         plan = json.loads((folder / "run" / "plan.json").read_text())
-        return float(plan["forecast"]["memory"]["peak"]), usage.ru_maxrss * 1024.0
+        steps = [json.loads(line) for line in (folder / "run" / "dynamics.jsonl").read_text().splitlines()]
+        return Result(
+            float(plan["forecast"]["memory"]["peak"]),
+            usage.ru_maxrss * 1024.0,
+            float(plan["forecast"]["forecast_seconds"]),
+            sum(step["step_seconds"] for step in steps),
+        )
 
 
 def rows_of(cases: Sequence[Case], real: Real | None = None) -> list[tuple[object, ...]]:
     """A row for each case, told as it comes."""
     rows: list[tuple[object, ...]] = []
     for case in cases:
-        forecast, measured = measure(case, real)
-        off = forecast / measured - 1
+        found = measure(case, real)
+        off = found.forecast / found.measured - 1
         rows.append(
             (
                 case.shape,
@@ -97,10 +114,12 @@ def rows_of(cases: Sequence[Case], real: Real | None = None) -> list[tuple[objec
                 "LoRA" if case.use_peft else case.optim,
                 case.dtype,
                 case.ranks,
-                round(forecast / GB, 3),
-                round(measured / GB, 3),
+                round(found.forecast / GB, 3),
+                round(found.measured / GB, 3),
                 f"{off:+.1%}",
                 "fitted" if case.fitted else "checked",
+                round(found.forecast_seconds, 1),
+                round(found.seconds, 1),
             )
         )
         print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
@@ -120,13 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     real = Real(tuple(given.data), given.tokenizer) if given.data else None
     cases = [case for case in CASES if given.only in repr(case)]
     columns = ("model", "tokens", "dial", "optim", "dtype", "ranks", "forecast GB", "measured GB", "off", "constants")
+    columns += ("forecast s", "seconds")
     rows = rows_of(cases, real)
     within = sum(abs(float(str(row[8]).rstrip("%"))) <= 100 * TOLERANCE for row in rows)
     notes = [
         f"{within} of {len(rows)} within {TOLERANCE:.0%}; CPU, one thread a process, a step of several "
         "micro-batches; GB are 10^9 bytes, of the process that took most"
     ]
-    show([Table("Memory of a run: forecast and measured", columns, rows, notes)], given.json)
+    show([Table("A run: forecast and measured", columns, rows, notes)], given.json)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests import warm
 from tests.model.tiny_folder import write_tiny_folder as write_model
 from tests.train.memory_run import ALONE
 
+from sengi.environment import KERNEL_CACHES
 from sengi.errors import DataError
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.distributed import World
@@ -348,6 +349,27 @@ def test_large_blocks_begin_at_pages() -> None:
         words = [sys.executable, "-c", program]
         done = subprocess.run(words, env=environment | value, capture_output=True, text=True, check=True)
         assert (json.loads(done.stdout) == [0, 0, 0, 0]) == aligned
+
+
+def test_kernels_of_many_shapes_do_not_stay() -> None:
+    # Else a run in bfloat16 takes more memory with every step (docs/results/memory.md).
+    program = (
+        "import resource, sys, torch; from sengi.train.distributed import start_world; start_world()\n"
+        "left, right = torch.ones(700, 256, dtype=torch.bfloat16), torch.ones(256, 256, dtype=torch.bfloat16)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "left @ right; before = peak()\n"
+        "for rows in range(100, 700): left[:rows] @ right\n"
+        "print(peak() - before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}
+    grown = []
+    for values in (dict.fromkeys(KERNEL_CACHES, "1024"), {}):
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(words, env=environment | values, capture_output=True, text=True, check=True)
+        grown.append(float(done.stdout))
+    if grown[0] < 100:
+        pytest.skip(f"this processor makes no kernels for shapes: 600 of them took {grown[0]:.0f} MB")
+    assert grown[1] < 0.5 * grown[0]
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

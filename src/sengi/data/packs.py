@@ -112,6 +112,11 @@ def make_pack(samples: Sequence[Sample], lean: bool = False) -> Pack:
     )
 
 
+def computed_tokens(samples: Sequence[Sample]) -> int:
+    """Tokens of a lean pack of these samples: those that go through the layers."""
+    return make_pack(samples, lean=True).input_ids.numel()
+
+
 def _shared_beginning(documents: Sequence[Int64s], most: int) -> int:
     """Tokens that all documents begin with, at most ``most``; 0 where sharing them does not pay."""
     if len(documents) < 2 or most < 1:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sengi import collective
-from sengi.environment import ask_for_huge_pages
+from sengi.environment import ask_for_huge_pages, keep_few_kernels
 from sengi.train.parent import die_with
 
 STALL_TIMEOUT = 300  # seconds a rank may keep the others waiting in a step before all stop (torch: 1,800)
@@ -85,6 +85,7 @@ def start_world() -> World:
         torch.cuda.set_device(device)
     else:
         ask_for_huge_pages()
+        keep_few_kernels()
     control = None
     if "RANK" in os.environ:
         if device.type == "cpu" and not _threads_were_asked_for(os.getppid()):

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from sengi.data.packing import pack_step
-from sengi.data.packs import make_pack
+from sengi.data.packs import computed_tokens
 from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.model.checkpointing import Dial
@@ -184,8 +184,8 @@ class Forecaster:
         return largest[1], max(laters, default=(0, ()))[0] / largest[0], halved
 
     def _computed(self, members: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-        """Tokens of these samples that go through the layers, and the samples."""
-        return make_pack(self.store.samples(members), lean=True).input_ids.numel(), members
+        """Tokens of these samples that go through the layers, and which samples these are."""
+        return computed_tokens(self.store.samples(members)), members
 
     def _exported(self) -> int:
         """Bytes of the weights of a checkpoint's files, where they are no part of its state (train/snapshot.py)."""

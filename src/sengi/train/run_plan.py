@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sengi.data.packing import pack_step
+from sengi.data.packing import StepPacks, pack_step
+from sengi.data.packs import computed_tokens
 from sengi.data.phases import STACKED, RunOrder
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
@@ -24,9 +26,10 @@ from sengi.train.advice import FEWEST_STEPS_OF_A_PHASE
 from sengi.train.memory_fit import LOOK_AT, Fit
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
-# Share of the peak that a forecast assumes: on 2 CPU cores at 135M 0.8 was measured in float32 and 0.6 in bfloat16
-# (docs/results); for GPUs peers publish 0.28 to 0.41, nothing was measured here
-CPU_EFFICIENCY, GPU_EFFICIENCY = 0.7, 0.35
+READ = 32  # packs, of those that are looked at, whose samples are read to learn how much of them is computed
+# Share of the peak that a forecast assumes: on 2 CPU cores at 135M 0.68 was measured in float32 and 0.60 in bfloat16
+# (docs/results/throughput.md); for GPUs peers publish 0.28 to 0.41, nothing was measured here
+CPU_EFFICIENCY, CPU_EFFICIENCY_HALF, GPU_EFFICIENCY = 0.68, 0.6, 0.35
 # What the layers do again: their forward pass is a third of forward and backward
 AGAIN = {"none": 0.0, "selective": 0.0, "full": 1 / 3}
 FORECAST = ("forecast_seconds", "memory", "checkpoint_bytes", "disk_bytes")
@@ -57,7 +60,7 @@ class RunPlan:
         torch_compile: whether layers are compiled.
         memory: the forecast of one process at its highest (model/memory.py).
         packs_per_step: mean micro-batches of a step over all ranks; ``pack_fill`` is the share of the budget used.
-        tokens: tokens of the whole run; ``flops`` the floating-point operations they cost.
+        tokens: tokens of the whole run; ``flops`` the floating-point operations of those that are computed.
         forecast_seconds: rough training time, or None where the peak of the device is not known.
         checkpoint_bytes: size of one checkpoint; ``disk_bytes`` of all that are kept at once.
         phases: one entry a phase (data/phases.py); a stacked run has one.
@@ -152,9 +155,11 @@ def make_plan(
     slots = sum(len(rank) for step in packs for rank in step.ranks)
     squares = steps.total_of(store.lengths.astype(np.float64) ** 2)
     tokens, targets = int(steps.total_of(store.lengths)), int(steps.total_of(store.supervised))
-    flops = cost.flops(tokens, targets, squares)
-    done = flops + AGAIN[fitted.dial] * cost.flops(tokens, 0, squares)
-    efficiency = CPU_EFFICIENCY if device.type == "cpu" else GPU_EFFICIENCY
+    computed = _computed_share(store, steps, looked, packs)
+    flops = cost.flops(int(computed * tokens), targets, squares)
+    done = flops + AGAIN[fitted.dial] * cost.flops(int(computed * tokens), 0, squares)
+    on_cpu = CPU_EFFICIENCY if dtype == torch.float32 else CPU_EFFICIENCY_HALF
+    efficiency = on_cpu if device.type == "cpu" else GPU_EFFICIENCY
     speed = (peak or 0) * efficiency * world_size  # the peak of one: of its GPU, or of its share of a CPU's cores
     seconds = done / speed if speed else None
     begun = bool(earlier.get("torch_compile")) if earlier else None
@@ -215,6 +220,18 @@ def make_plan(
             f"{plan.disk_free / 1e9:.2f} GB are free; free space, lower save_total_limit or choose another output_dir"
         )
     return plan
+
+
+def _computed_share(store: TokenStore, steps: RunOrder, looked: Sequence[int], packs: Sequence[StepPacks]) -> float:
+    """Share of the tokens that go through the layers, by some packs: they are lean (data/packs.py)."""
+    found = [
+        steps.step_samples(k)[pack] for k, of in zip(looked, packs, strict=True) for rank in of.ranks for pack in rank
+    ]
+    some = [members for members in found if len(members)]
+    some = some[:: -(-len(some) // READ)]
+    return sum(computed_tokens(store.samples(members)) for members in some) / sum(
+        int(store.lengths[members].sum()) for members in some
+    )
 
 
 def _saves(recipe: Recipe, steps: RunOrder) -> int:
