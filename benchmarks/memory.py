@@ -4,8 +4,9 @@
 
 A run is ``sengi train`` of a few steps on random weights, from the files of benchmarks/memory_cases.py, with everything
 that belongs to it (loading, checkpoint, export). Measured is the greatest resident set of any of its processes (VmHWM,
-by wait4), forecast is what its plan.json said before the weights were read. Seconds are those of all steps. With ``--data`` it trains on these files,
-in the tokens of a tokenizer that the models of the chosen configurations have room for.
+by wait4), forecast is what its plan.json said before the weights were read. Seconds are those of all steps. With
+``--data`` it trains on these files, in the tokens of a tokenizer that the models of the chosen configurations have room
+for.
 """
 
 from __future__ import annotations
@@ -139,14 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     real = Real(tuple(given.data), given.tokenizer) if given.data else None
     cases = [case for case in CASES if given.only in repr(case)]
     columns = ("model", "tokens", "dial", "optim", "dtype", "ranks", "forecast GB", "measured GB", "off", "constants")
-    columns += ("forecast s", "seconds")
+    times = ("forecast s", "seconds")
     rows = rows_of(cases, real)
     within = sum(abs(float(str(row[8]).rstrip("%"))) <= 100 * TOLERANCE for row in rows)
     notes = [
         f"{within} of {len(rows)} within {TOLERANCE:.0%}; CPU, one thread a process, a step of several "
         "micro-batches; GB are 10^9 bytes, of the process that took most"
     ]
-    show([Table("A run: forecast and measured", columns, rows, notes)], given.json)
+    show([Table("A run: forecast and measured", (*columns, *times), rows, notes)], given.json)
 
 
 if __name__ == "__main__":
