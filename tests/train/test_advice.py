@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.train.memory_run import small_recipe
 
+from sengi.model.cost import ModelCost
 from sengi.recipe import REGRET, Recipe
 from sengi.recipe_sources import resolve_recipe
 from sengi.statistics.gradient_noise import NoiseScale
 from sengi.train.advice import FEWEST_STEPS, STEPS, Advice, advise, explain_probe, less_sure
-from sengi.train.run_plan import _lora_warnings
+from sengi.train.plan_warnings import of_lora
 
 BASE = {"model_name_or_path": "ibm-granite/granite-7b-base", "eval_tasks": ["mmlu"]}
 
@@ -116,7 +117,17 @@ def test_of_the_batch_of_lora_advice_and_plan_say_the_same(batch: int) -> None:
     assert "LoRA loses more than full fine-tuning by large batches, at any rank" in line.reason
     assert (line.suggestion, line.source, line.confidence) == ("", REGRET, "low")
     resolved = resolve_recipe(values={**BASE, "data": ["t.jsonl"], "output_dir": "run", "use_peft": True})
-    assert any("LoRA loses more by large batches, at any rank" in warning for warning in _lora_warnings(resolved))
+    cost = ModelCost(100, 80, 20, 0.0, 0, adapter=10, adapted=80)
+    assert ["LoRA loses more by large batches, at any rank" in warning for warning in of_lora(resolved, cost)] == [True]
+
+
+def test_what_an_adapter_does_not_reach_is_said() -> None:
+    values = {**BASE, "data": ["t.jsonl"], "output_dir": "run", "use_peft": True, "effective_batch_size": 64}
+    mixture = ModelCost(100, 80, 20, 0.0, 0, adapter=10, adapted=20)
+    (warning,) = of_lora(resolve_recipe(values=values), mixture)
+    assert warning.startswith("the adapter stands beside 25% of the weights in this model's layers: experts")
+    assert of_lora(resolve_recipe(values={**values, "lora_target_modules": ["q_proj"]}), mixture) == []
+    assert of_lora(resolve_recipe(values={**values, "use_peft": False}), mixture) == []
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.train.memory_run import random_samples, small_recipe, write_store
@@ -67,7 +68,10 @@ def test_batch_arithmetic(store: TokenStore, tmp_path: Path) -> None:
     assert plan.tokens == int(store.lengths[everything].sum())
     assert plan.supervised_tokens == int(store.supervised[everything].sum())
     squares = float((store.lengths[everything].astype(float) ** 2).sum())
-    assert plan.flops == pytest.approx(COST.flops(plan.tokens, plan.supervised_tokens, squares))
+    # what stands behind the last target is not computed; how much that is, some packs tell
+    computed = sum(int(np.flatnonzero(sample.loss_mask)[-1]) for sample in store.samples(everything))
+    assert computed < 0.96 * plan.tokens
+    assert plan.flops == pytest.approx(COST.flops(computed, plan.supervised_tokens, squares), rel=0.01)
     assert plan.forecast_seconds == pytest.approx(plan.flops / 1e9 / CPU_EFFICIENCY)
 
 
@@ -75,7 +79,7 @@ def test_batch_arithmetic(store: TokenStore, tmp_path: Path) -> None:
 def test_the_forecast_counts_all_processes(store: TokenStore, tmp_path: Path) -> None:
     one, two = (plan_of(store, tmp_path, world=world)[0] for world in (1, 2))
     assert one.forecast_seconds is not None
-    assert two.forecast_seconds == pytest.approx(one.forecast_seconds / 2)
+    assert two.forecast_seconds == pytest.approx(one.forecast_seconds / 2, rel=0.02)  # by other packs
 
 
 def test_packs_are_those_that_training_makes(store: TokenStore, tmp_path: Path) -> None:
@@ -180,9 +184,7 @@ def test_the_plan_is_plain_json(store: TokenStore, tmp_path: Path) -> None:
 def test_dial_and_optimizer_are_in_the_forecasts(store: TokenStore, tmp_path: Path) -> None:
     plan, _ = plan_of(store, tmp_path)
     again, _ = plan_of(store, tmp_path, dial="full")
-    layers = COST.flops(
-        plan.tokens, 0, (plan.flops - COST.flops(plan.tokens, plan.supervised_tokens, 0)) / COST.squared
-    )
+    layers = plan.flops - COST.flops(0, plan.supervised_tokens, 0)
     assert again.flops == plan.flops
     assert again.forecast_seconds == pytest.approx((plan.flops + layers / 3) / 1e9 / CPU_EFFICIENCY)
     assert again.gradient_checkpointing == "full"

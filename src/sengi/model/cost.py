@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -33,6 +34,7 @@ class ModelCost:
         squared: FLOPs (training) for each squared token of a document.
         context: tokens the model was made for (``max_position_embeddings``), or None.
         adapter: parameters of a LoRA adapter beside the frozen model, which ``parameters`` does not count; else 0.
+        adapted: parameters of the matrices that it stands beside.
         activation_bytes: rough bytes that the backward pass keeps for each token, in float32.
     """
 
@@ -43,6 +45,7 @@ class ModelCost:
     activation_bytes: int
     context: int | None = None
     adapter: int = 0
+    adapted: int = 0
 
     @property
     def trained(self) -> int:
@@ -73,6 +76,7 @@ def model_cost(lm: PreTrainedModel) -> ModelCost:
     trained = [p for p in lm.parameters() if p.requires_grad]
     adapter = sum(p.numel() for p in trained) if len(trained) < len(list(lm.parameters())) else 0
     matrices = sum(p.numel() for p in lm.parameters() if p.ndim >= 2 and p is not embedding and p is not head) - adapter
+    adapted: list[Any] = [module.base_layer for module in lm.modules() if hasattr(module, "lora_A")]
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     return ModelCost(
         parameters=sum(p.numel() for p in lm.parameters()) - adapter,
@@ -83,6 +87,7 @@ def model_cost(lm: PreTrainedModel) -> ModelCost:
         activation_bytes=layers * (10 * hidden + 4 * inner) * 4,
         context=getattr(config, "max_position_embeddings", None),
         adapter=adapter,
+        adapted=sum(layer.weight.numel() for layer in adapted),
     )
 
 

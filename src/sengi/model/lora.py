@@ -134,7 +134,7 @@ def target_names(lm: PreTrainedModel, wanted: str | list[str]) -> list[str]:
 
     Args:
         lm: a model without an adapter.
-        wanted: ``all-linear`` or such names.
+        wanted: ``all-linear``, which is all but the output embedding and :func:`_unfit_names`, or such names.
 
     Raises:
         RecipeError: a name is that of no linear layer inside the model; says which there are.
@@ -147,7 +147,8 @@ def target_names(lm: PreTrainedModel, wanted: str | list[str]) -> list[str]:
     if not there:
         raise RecipeError(f"use_peft: {type(lm).__name__} has no linear layers that an adapter could stand beside")
     if isinstance(wanted, str):
-        return there
+        unfit = _unfit_names(lm)
+        return [name for name in there if name not in unfit]
     for target in wanted:
         if target not in there:
             raise RecipeError(
@@ -155,6 +156,21 @@ def target_names(lm: PreTrainedModel, wanted: str | list[str]) -> list[str]:
                 f"{', '.join(there)} (the output embedding gets no adapter)"
             )
     return sorted(set(wanted))
+
+
+def _unfit_names(lm: PreTrainedModel) -> set[str]:
+    """Names of linear layers that ``all-linear`` leaves out, by what the family's code does with them.
+
+    State-space kernels take the weights of all but the first projection and would pass an adapter by (peft refuses some
+    of them). A layer with one output is a gate, a choice and no transformation.
+    """
+    unfit: set[str] = set()
+    for module in lm.modules():
+        layers = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+        if hasattr(module, "A_log"):  # of Mamba, its successors and hybrids
+            unfit |= layers.keys() - {"in_proj"}
+        unfit |= {name for name, layer in layers.items() if layer.out_features == 1}
+    return unfit
 
 
 def compute_in(lm: PreTrainedModel, dtype: torch.dtype) -> None:

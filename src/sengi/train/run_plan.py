@@ -13,17 +13,17 @@ import torch
 
 from sengi.data.packing import StepPacks, pack_step
 from sengi.data.packs import computed_tokens
-from sengi.data.phases import STACKED, RunOrder
+from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
 from sengi.model.checkpointing import Dial
-from sengi.model.cost import ModelCost, best_dtype
+from sengi.model.cost import ModelCost
 from sengi.model.memory import STATE_BYTES
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import compiling
-from sengi.train.advice import FEWEST_STEPS_OF_A_PHASE
 from sengi.train.memory_fit import LOOK_AT, Fit
+from sengi.train.plan_warnings import of_compiling, of_data, of_dtype, of_lora
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
 READ = 32  # packs, of those that are looked at, whose samples are read to learn how much of them is computed
@@ -207,10 +207,10 @@ def make_plan(
         phases=steps.summary(),
         warnings=[
             *fitted.notes,
-            *_warnings(recipe, steps, store),
-            *_dtype_warning(recipe, device),
-            *_compile_warning(recipe, compiled, compile_reason),
-            *_lora_warnings(resolved),
+            *of_data(recipe, steps, store),
+            *of_dtype(recipe, device),
+            *of_compiling(recipe, compiled, compile_reason),
+            *of_lora(resolved, cost),
         ],
     )
     existing = sum(f.stat().st_size for f in Path(recipe.output_dir).glob("checkpoint-*/**/*") if f.is_file())
@@ -256,57 +256,3 @@ def _reasons(resolved: ResolvedRecipe, dtype_reason: str, compile_reason: str) -
     if resolved.recipe.torch_compile == "auto":
         reasons["torch_compile"] = compile_reason
     return reasons
-
-
-def _dtype_warning(recipe: Recipe, device: torch.device) -> list[str]:
-    best, reason = best_dtype(device)
-    if recipe.dtype == "bfloat16" and best != torch.bfloat16:
-        return [f"dtype is bfloat16, but {reason}; set dtype: float32"]
-    return []
-
-
-def _compile_warning(recipe: Recipe, compiled: bool, reason: str) -> list[str]:
-    asked = recipe.torch_compile is True
-    return [f"torch_compile is not used: {reason}"] if asked and not compiled else []
-
-
-def _lora_warnings(resolved: ResolvedRecipe) -> list[str]:
-    """What the evidence for full fine-tuning, in defaults and presets, does not say about LoRA."""
-    recipe, warnings = resolved.recipe, []
-    if not recipe.use_peft or resolved.origins.get("use_peft", "").startswith("preset"):
-        return []
-    if resolved.origins.get("learning_rate", "").startswith("preset"):
-        warnings.append(
-            f"learning_rate {recipe.learning_rate:g} is of {resolved.origins['learning_rate']}, for full fine-tuning; "
-            f"LoRA learns best at about ten times that: set learning_rate: {10 * recipe.learning_rate:g}"
-        )
-    if resolved.origins.get("effective_batch_size", "preset").startswith("preset"):
-        warnings.append(
-            f"effective_batch_size {recipe.effective_batch_size:,} is for full fine-tuning; LoRA loses more by large "
-            "batches, at any rank: compare with a smaller one (docs/lora.md)"
-        )
-    return warnings
-
-
-def _warnings(recipe: Recipe, steps: RunOrder, store: TokenStore) -> list[str]:
-    warnings = []
-    for phase in steps.phases:
-        plan, where = phase.plan, "" if phase.name == STACKED else f"phase {phase.name}: "
-        if plan.num_steps < FEWEST_STEPS_OF_A_PHASE and where:  # of a whole run, train/advice.py says it
-            warnings.append(
-                f"{where}only {plan.num_steps} optimizer steps: {plan.total_samples:,} samples at effective_batch_size "
-                f"{plan.batch_size:,}; a smaller batch gives the model more steps to learn in"
-            )
-        if plan.last_step_size < plan.batch_size and plan.num_steps > 1:
-            warnings.append(f"{where}the last step is short: {plan.last_step_size:,} of {plan.batch_size:,} samples")
-    if recipe.phases is not None and recipe.strategy == "stacked":
-        warnings.append("phases is not used: strategy is stacked")
-    dropped = store.meta["dropped"]
-    if dropped:
-        parts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        warnings.append(f"dropped {sum(dropped.values()):,} rows ({parts}); listed in dropped.jsonl of the run folder")
-    if store.meta["truncated"]:
-        warnings.append(f"truncated {store.meta['truncated']:,} samples to {recipe.max_length:,} tokens")
-    for reason, count in store.meta["repairs"].items():
-        warnings.append(f"{count:,} x {reason.replace('_', ' ')} (docs/masks.md)")
-    return warnings
