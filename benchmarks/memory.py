@@ -55,6 +55,8 @@ CASES = (
     Case("llama 135M, tied", 1024, 8, dtype="float32"),
     Case("llama 135M, tied", 1024, 8, dtype="bfloat16"),
     Case("llama 135M, tied", 2048, 16, dtype="bfloat16"),
+    Case("llama 135M, tied", 1024, 8, use_peft=True),
+    Case("llama 135M, tied", 1024, 8, use_peft=True, dtype="bfloat16"),
 )
 
 

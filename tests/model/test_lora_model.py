@@ -159,6 +159,23 @@ def test_peft_transformers_and_we_read_the_same_model(base: Path, adapter: Path,
     assert len(names | {model_fingerprint(adapter)}) == 3
 
 
+# Only its Python is needed, which runs without a GPU (docs/lora.md says how it was tried).
+def test_vllm_reads_the_same_matrices(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peft_helper = pytest.importorskip("vllm.lora.peft_helper", reason="needs vLLM", exc_type=ImportError)
+    lora_model = pytest.importorskip("vllm.lora.lora_model", reason="needs vLLM", exc_type=ImportError)
+    monkeypatch.setattr(lora_model, "PIN_MEMORY", torch.cuda.is_available())
+    helper = peft_helper.PEFTHelper.from_local_dir(str(adapter), max_position_embeddings=512)
+    assert not helper._validate_features()
+    read = lora_model.LoRAModel.from_local_checkpoint(
+        str(adapter), {"v_proj", "down_proj"}, helper, lora_model_id=1, device="cpu", dtype=torch.float32
+    )
+    plain, merged = load_model(base), load_model(adapter)
+    assert len(read.loras) == 2 * plain.config.num_hidden_layers
+    for name, layer in read.loras.items():
+        change = merged.get_parameter(f"{name}.weight") - plain.get_parameter(f"{name}.weight")
+        torch.testing.assert_close(layer.scaling * layer.lora_b @ layer.lora_a, change, rtol=1e-4, atol=1e-5)
+
+
 def test_an_adapter_whose_base_is_gone_or_another_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(base, moved)

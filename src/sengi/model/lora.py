@@ -188,6 +188,9 @@ def compute_in(lm: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in lm.modules():
         if type(module) is nn.Linear and not module.weight.requires_grad and module.weight is not embedding:
             module.weight.data = module.weight.data.to(dtype)
+    for parameter in lm.parameters():
+        if parameter.device.type == "cpu" and not parameter.requires_grad and parameter.dtype == torch.float32:
+            parameter.data = parameter.data.clone()  # off the weight file, which stays mapped as a whole otherwise
 
 
 def whole_on_every_rank(model: nn.Module) -> set[nn.Parameter]:
