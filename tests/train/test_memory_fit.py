@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from tests.model.tiny_folder import write_tiny_folder
 from tests.train.crash_harness import write_rows
 from tests.train.memory_run import ALONE
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import sengi.train.memory_fit as module
 from sengi.cli.plan import memory_lines
@@ -49,6 +51,39 @@ def test_a_tiny_model_fits_as_it_is(folder: Path) -> None:
     assert memory["peak"] < memory["available"]
     assert memory["parts"]["weights"] == 4 * plan.parameters
     assert memory["parts"]["optimizer"] == 8 * plan.parameters
+
+
+# A model of 8B parameters whose weights are a hole in a file of 16 GB: the config is all that is read.
+def test_no_weight_is_read(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra lora")
+    config = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+    )
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    config.save_pretrained(model)
+    with torch.device("meta"):
+        weights = LlamaForCausalLM(config).state_dict()
+    header, end = {}, 0
+    for name, weight in weights.items():
+        size = 2 * weight.numel()
+        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [end, end + size]}
+        end += size
+    begin = json.dumps(header).encode()
+    with (model / "model.safetensors").open("wb") as file:
+        file.write(len(begin).to_bytes(8, "little") + begin)
+        file.truncate(8 + len(begin) + end)
+    before = module.resident_memory()
+    plan = setup(folder, model_name_or_path=str(model), output_dir=str(tmp_path / "run"), use_peft=True).plan
+    assert plan.parameters == 8_030_261_248
+    assert plan.memory["parts"]["weights"] > 4 * plan.parameters  # in float32, and the adapter's
+    assert any("this run will probably not fit" in text for text in plan.warnings)
+    assert module.resident_memory() - before < 1e9
 
 
 def test_the_plan_prints_each_part_the_sum_and_what_is_free(folder: Path) -> None:
