@@ -13,11 +13,13 @@ from sengi.model.live_bytes import PHASES, MicroBatch
 from sengi.model.memory import (
     CEILING,
     FITS,
+    HELD_ADAPTER,
     HELD_AGAIN,
     HELD_CUDA,
     HELD_GATHERED,
     HELD_HALF,
     HELD_KEPT,
+    KERNELS,
     LATER,
     STATE_BYTES,
     STEP,
@@ -70,7 +72,10 @@ def test_the_parts_of_one_process() -> None:
 # What a heap holds beside what is in use: a part of the activations, of those computed again, of gathered layers.
 def test_the_heap_holds_more_than_is_in_use() -> None:
     assert forecast(again=20e6).parts["allocator"] == int(HELD_KEPT * 30e6 + HELD_AGAIN * 20e6)
-    assert forecast(half=True).parts["allocator"] == int(HELD_HALF * 30e6)
+    assert forecast(half=True).parts["allocator"] == int(HELD_HALF * 30e6) + KERNELS
+    adapter = replace(SIZES, trained=100_000, frozen_bytes=39_600_000)
+    assert forecast(adapter).parts["allocator"] == int(HELD_ADAPTER * 30e6)
+    assert forecast(adapter, half=True).parts["allocator"] == int(HELD_ADAPTER * 30e6) + KERNELS
     two = forecast(later=1.0, sharing=Sharing(2), half=True)
     assert two.parts["allocator"] == int(HELD_KEPT * 30e6 + HELD_GATHERED * 4 * 8_000_000)
     assert forecast(later=1.0, sharing=Sharing(2, kept=True)).parts["allocator"] == int(HELD_KEPT * 30e6)

@@ -29,7 +29,10 @@ LATER = 60 << 20
 # frees. Shares of activations, of activations that are computed again, and of layers' weights that are gathered (fitted
 # with large blocks at whole pages: sengi.environment.ask_for_huge_pages)
 HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.3, 0.3, 1.2
-HELD_HALF = 0.6  # in place of HELD_KEPT in half precision on one process, where blocks are of more sizes
+# In place of HELD_KEPT: in half precision on one process, and what oneDNN's kernels and buffers take there; beside an
+# adapter, whose layers make three short-lived blocks each
+HELD_HALF, KERNELS = 0.2, 200 << 20
+HELD_ADAPTER = 0.5
 HELD_CUDA = 0.08  # of what comes and goes: PyTorch's CUDA allocator rounds and splits its segments (not measured here)
 COPIED = 0.5  # of the free memory, at most, that the copies of background saves take (train/background_save.py)
 FITS = 0.9  # share of the free memory that an automatic choice fills: the forecast is good to 10%
@@ -150,8 +153,10 @@ def forecast_memory(
     parts = static | moving
     if cpu:
         gathered = 0 if sharing.shards == 1 or sharing.kept else 4 * sizes.layers * _split_of_layer(sizes)
-        held = HELD_HALF if half and sharing.shards == 1 else HELD_KEPT
+        alone = half and sharing.shards == 1
+        held = HELD_ADAPTER if sizes.trained < sizes.parameters else HELD_HALF if alone else HELD_KEPT
         parts["allocator"] = int(held * largest.saved + HELD_AGAIN * again + HELD_GATHERED * gathered)
+        parts["allocator"] += KERNELS if alone else 0
     else:
         parts["allocator"] = int(HELD_CUDA * sum(moving.values()))
     copies = (4 * sizes.trained + state) // shards + (copied or 0)
