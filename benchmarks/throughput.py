@@ -83,11 +83,11 @@ class Worker:
         self._steps.append(step)
         return step
 
-    def end(self) -> Side:
-        """End the process; what it measured."""
+    def end(self, warm_up: int) -> Side:
+        """End the process; what it measured after ``warm_up`` steps."""
         peak = self._ask("end")["peak_bytes"]
         self._process.wait()
-        return Side(self.name, self._steps, peak, self._flops)
+        return Side(self.name, self._steps, peak, self._flops, warm_up)
 
     def _ask(self, word: str) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -186,7 +186,7 @@ def measure(given: Any, folder: Path) -> tuple[Work, list[Worker]]:
     def peak() -> float | None:
         return max(peak_flops(device, getattr(torch, dtype)) or 0.0 for _ in range(PEAKS)) or None
 
-    for turn in range(1 + given.repeats):
+    for turn in range(given.warm_up + given.repeats):
         for worker in workers if turn % 2 == 0 else reversed(workers):
             print(f"# round {turn}: {worker.name} {worker.step(peak)}", file=sys.stderr, flush=True)
     return work, workers
@@ -214,11 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--max-tokens", type=int, default=0, help="of our micro-batches; the peer's at 0")
     options.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     options.add_argument("--threads", type=int, default=0, help="of each trainer; its own choice at 0")
+    options.add_argument("--warm-up", type=int, default=1, help="rounds before those that are timed")
     options.add_argument("--seed", type=int, default=0, help="which conversations are drawn")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sengi-throughput-") as name:
         work, workers = measure(given, Path(name))
-        sides = [worker.end() for worker in workers]
+        sides = [worker.end(given.warm_up) for worker in workers]
     facts = {worker.name: worker.facts for worker in workers}
     ours = facts["sengi"]
     versions = {name: v for side in facts.values() for name, v in side["versions"].items()}
@@ -234,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, side in facts.items()
             if name != "sengi"
         ),
-        f"medians of {given.repeats} rounds after one to warm up ('first s'); "
+        f"medians of {given.repeats} rounds after {given.warm_up} to warm up ('first s' is the first of all); "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
     ]
     result = summary(sides[0], sides[1:], work)

@@ -46,20 +46,22 @@ class Side:
 
     Attributes:
         name: the setting; ``sengi`` is ours, ``default`` the peer's own defaults.
-        steps: in order; the first is not timed, but its seconds are told.
+        steps: in order; the first ones are not timed, but the seconds of the very first are told.
         peak_bytes: most memory of the process.
         flops: of a step, by the formula above.
+        warm_up: steps that are not timed.
     """
 
     name: str
     steps: Sequence[Step]
     peak_bytes: int
     flops: float
+    warm_up: int = 1
 
     @property
     def timed(self) -> Sequence[Step]:
-        """All steps but the first, which warms up."""
-        return self.steps[1:]
+        """All steps but the first ones."""
+        return self.steps[self.warm_up :]
 
     @property
     def seconds(self) -> float:
