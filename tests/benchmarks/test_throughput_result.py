@@ -113,9 +113,12 @@ def test_the_table_has_a_row_a_trainer() -> None:
 @pytest.mark.parametrize("peer", SETTINGS)
 def test_every_peer_has_its_defaults_and_the_same_step_on_both_sides(peer: str) -> None:
     request = {"peer": peer, "dtype": "float32", "rows": 16, "max_length": 512, "learning_rate": 2e-5}
+    request["max_tokens"] = 2048
     for setting in SETTINGS[peer]:
         values = arguments({**request, "setting": setting})
         assert values["gradient_accumulation_steps"] == 16  # never fewer micro-batches than rows: an epoch is a step
         assert values["bf16"] is False
         assert values["learning_rate"] == 2e-5
+        if peer == "trl" and setting != "unpadded":  # which has no limit
+            assert values["max_length"] == (2048 if setting == "packed_long" else 512)
     assert SETTINGS[peer]["default"] == {}
