@@ -31,7 +31,7 @@ from sengi.train.schedule import save_is_due
 from sengi.train.sharding import reduces_each_micro_batch
 
 LOOK_AT = 16  # steps whose packs are looked at
-READ = 32  # of these packs, the largest whose samples are read
+READ = 32  # of these packs, those whose samples are read: how much of them is computed (data/packs.py)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Forecaster:
             for rank in found.ranks:
                 for turn, members in enumerate(samples[pack] for pack in rank if len(pack)):
                     packs[turn > 0].append((int(store.lengths[members].sum()), tuple(members.tolist())))
-        firsts, laters = ([self._computed(members) for _, members in nlargest(READ, packs[of])] for of in packs)
+        firsts, laters = ([self._computed(members) for _, members in nlargest(READ, some)] for some in packs.values())
         largest = max(firsts + laters)
         return largest[1], max(laters, default=(0, ()))[0] / largest[0], halved
 

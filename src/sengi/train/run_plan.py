@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sengi.data.packing import StepPacks, pack_step
 from sengi.data.packs import computed_tokens
@@ -22,11 +23,10 @@ from sengi.model.memory import STATE_BYTES
 from sengi.recipe import Recipe, default_reason
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import compiling
-from sengi.train.memory_fit import LOOK_AT, Fit
+from sengi.train.memory_fit import LOOK_AT, READ, Fit
 from sengi.train.plan_warnings import of_compiling, of_data, of_dtype, of_lora
 
 QUEUE = 2  # checkpoints that may wait for the second process before training waits for it: they need disk
-READ = 32  # packs, of those that are looked at, whose samples are read to learn how much of them is computed
 # Share of the peak that a forecast assumes: on 2 CPU cores at 135M 0.68 was measured in float32 and 0.60 in bfloat16
 # (docs/results/throughput.md); for GPUs peers publish 0.28 to 0.41, nothing was measured here
 CPU_EFFICIENCY, CPU_EFFICIENCY_HALF, GPU_EFFICIENCY = 0.68, 0.6, 0.35
@@ -224,14 +224,13 @@ def make_plan(
 
 def _computed_share(store: TokenStore, steps: RunOrder, looked: Sequence[int], packs: Sequence[StepPacks]) -> float:
     """Share of the tokens that go through the layers, by some packs: they are lean (data/packs.py)."""
-    found = [
-        steps.step_samples(k)[pack] for k, of in zip(looked, packs, strict=True) for rank in of.ranks for pack in rank
-    ]
-    some = [members for members in found if len(members)]
-    some = some[:: -(-len(some) // READ)]
-    return sum(computed_tokens(store.samples(members)) for members in some) / sum(
-        int(store.lengths[members].sum()) for members in some
-    )
+    found: list[NDArray[np.int64]] = []
+    for number, step in zip(looked, packs, strict=True):
+        samples = steps.step_samples(number)
+        found += [samples[pack] for rank in step.ranks for pack in rank if len(pack)]
+    some = found[:: -(-len(found) // READ)]
+    computed = sum(computed_tokens(store.samples(members)) for members in some)
+    return computed / sum(int(store.lengths[members].sum()) for members in some)
 
 
 def _saves(recipe: Recipe, steps: RunOrder) -> int:
