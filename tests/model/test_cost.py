@@ -9,7 +9,7 @@ import torch
 from tests.model.families import FAMILIES, VOCAB, family
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from sengi.conversation import Sample
 from sengi.data.packs import make_pack
@@ -106,3 +106,15 @@ def test_bfloat16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch
         dtype, reason = best_dtype(CPU)
         assert dtype == (torch.bfloat16 if native else torch.float32)
         assert ("natively" in reason) == native
+
+
+# Of four experts a token is sent to two: the other halves of their tensors are no work.
+def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:
+    values = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 50}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        lm = MixtralForCausalLM(MixtralConfig(**values, **heads, num_local_experts=4, num_experts_per_tok=2))
+    cost = model_cost(lm)
+    one = 3 * 16 * 32
+    assert cost.unused == 2 * 2 * one
+    assert cost.flops(10, 0, 0.0) == 6 * 10 * (cost.linear - 4 * one)

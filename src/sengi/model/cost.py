@@ -6,7 +6,8 @@ FLOPs of training one pack (forward once, backward twice that; recomputation not
   + 6 * supervised targets * (parameters of the head)        positions without a target skip the head
   + 6 * layers * heads * head_dim * sum of squared document lengths    causal: half of each square
 
-Frozen weights get no gradient of their own: beside an adapter their 6 is a 4, and the adapter's parameters count 6.
+Frozen weights get no gradient of their own: beside an adapter their 6 is a 4, and the adapter's parameters count 6. Of
+experts those count that a token is sent to.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class ModelCost:
         context: tokens the model was made for (``max_position_embeddings``), or None.
         adapter: parameters of a LoRA adapter beside the frozen model, which ``parameters`` does not count; else 0.
         adapted: parameters of the matrices that it stands beside.
+        unused: parameters of the experts that a token is not sent to, of ``linear``.
         activation_bytes: rough bytes that the backward pass keeps for each token, in float32.
     """
 
@@ -46,6 +48,7 @@ class ModelCost:
     context: int | None = None
     adapter: int = 0
     adapted: int = 0
+    unused: int = 0
 
     @property
     def trained(self) -> int:
@@ -55,12 +58,12 @@ class ModelCost:
     @property
     def attention_cost(self) -> float:
         """Cost of a squared token in units of a token's linear cost; the weight that packing balances by."""
-        return self.squared / (6 * self.linear) if self.linear else 0.0
+        return self.squared / (6 * (self.linear - self.unused)) if self.linear else 0.0
 
     def flops(self, tokens: int, targets: int, squares: float) -> float:
         """Training FLOPs of ``tokens`` tokens with ``targets`` targets and ``squares`` summed squared lengths."""
         each = 4.0 if self.adapter else 6.0
-        fixed = each * tokens * self.linear + each * targets * self.head + self.squared * squares
+        fixed = each * tokens * (self.linear - self.unused) + each * targets * self.head + self.squared * squares
         return fixed + 6.0 * tokens * self.adapter
 
 
@@ -88,7 +91,20 @@ def model_cost(lm: PreTrainedModel) -> ModelCost:
         context=getattr(config, "max_position_embeddings", None),
         adapter=adapter,
         adapted=sum(layer.weight.numel() for layer in adapted),
+        unused=_unused(lm),
     )
+
+
+def _unused(lm: PreTrainedModel) -> int:
+    """Parameters of the experts, which lie in tensors of (experts, out, in), that a token is not sent to."""
+    config = lm.config.get_text_config()
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((int(found) for name in names if (found := getattr(config, name, None))), 0)
+    sent_to = int(getattr(config, "num_experts_per_tok", 0) or 0)
+    if not 0 < sent_to < experts:
+        return 0
+    held = sum(p.numel() for p in lm.parameters() if p.ndim == 3 and len(p) == experts)
+    return held // experts * (experts - sent_to)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
