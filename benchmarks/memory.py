@@ -62,6 +62,8 @@ CASES = (
     Case("mistral 62M, wide", 1024, 2, dtype="bfloat16"),
     Case("qwen2 46M, tied", 2048, 4, use_peft=True, dtype="bfloat16"),
     Case("mistral 62M, wide", 2048, 4, use_peft=True),
+    Case("llama 67M, untied", 2048, 4, use_peft=True, dtype="bfloat16", stored="bfloat16"),
+    Case("llama 135M, tied", 1024, 8, use_peft=True, dtype="bfloat16", stored="bfloat16"),
 )
 
 
@@ -116,7 +118,7 @@ def rows_of(cases: Sequence[Case], real: Real | None = None) -> list[tuple[objec
         off = found.forecast / found.measured - 1
         rows.append(
             (
-                case.shape,
+                case.shape if case.stored == "float32" else f"{case.shape}, stored in {case.stored}",
                 case.budget,
                 case.dial,
                 "LoRA" if case.use_peft else case.optim,

@@ -52,6 +52,7 @@ class Case:
     """One configuration: a shape of SHAPES, processes, and what its recipe sets.
 
     Attributes:
+        stored: type of the weights in the model's files.
         fitted: whether the constants of the forecast were fitted on it; the others check them.
     """
 
@@ -63,6 +64,7 @@ class Case:
     optim: str = "adamw_torch_fused"
     use_peft: bool = False
     dtype: str = "float32"
+    stored: str = "float32"
     fitted: bool = False
 
 
@@ -90,7 +92,7 @@ def write_files(case: Case, folder: Path, real: Real | None = None) -> Path:
     name, values = SHAPES[case.shape]
     torch.manual_seed(0)
     config = getattr(transformers, name)(**values)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.stored)).save_pretrained(folder / "model")
     if real is None:
         _write_digits(folder)
     else:

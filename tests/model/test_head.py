@@ -86,6 +86,40 @@ def test_a_gradient_may_be_added_at_once(targets: int, dtype: torch.dtype, monke
         torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-5)
 
 
+def in_bfloat16(device: str) -> tuple[Tensor, ...]:
+    """Loss and gradients of three chunks, products in bfloat16, on a device."""
+    hidden, head, targets, weights = inputs(2 * CHUNK + 5, hidden=16, vocab=64)
+    head, leaf = head.to(device), hidden.detach().to(device).requires_grad_()
+    with torch.autocast(device, torch.bfloat16):
+        loss, _ = supervised_loss(leaf, head, targets.to(device), weights.to(device), RULES[1])
+    return tuple(x.detach().cpu() for x in (loss, *torch.autograd.grad(loss, [leaf, head.weight])))
+
+
+# A CPU has no product of bfloat16 matrices that is added to float32 numbers: here it stands for NVIDIA's
+def test_chunks_may_be_summed_by_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = in_bfloat16("cpu")
+    calls = []
+
+    def addmm(total: Tensor, one: Tensor, two: Tensor, *, out_dtype: torch.dtype, out: Tensor) -> Tensor:
+        calls.append((one.dtype, two.dtype, out_dtype, total is out, total.dtype))
+        return out.add_(one.float() @ two.float())
+
+    monkeypatch.setattr(module, "_sums_in_float32", lambda factor: factor.dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    found = in_bfloat16("cpu")
+    assert calls == 3 * [(torch.bfloat16, torch.bfloat16, torch.float32, True, torch.float32)]
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[2], expected[2], rtol=2e-2, atol=2e-2 * float(expected[2].abs().mean()))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_the_gradients_of_a_cpu() -> None:
+    for found, expected in zip(in_bfloat16("cuda"), in_bfloat16("cpu"), strict=True):
+        assert float((found - expected).norm()) < 0.02 * float(expected.norm())
+
+
 def test_large_logits_do_not_overflow() -> None:
     hidden, head, targets, weights = inputs(9)
     with torch.no_grad():

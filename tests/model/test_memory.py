@@ -105,13 +105,13 @@ def test_optimizer_states_by_kind(optim: str) -> None:
     assert found.parts["optimizer"] == int(STATE_BYTES[optim] * 10_000_000)
 
 
-# Rule: on a CPU a model is read whole in float32, before frozen layers are held in half precision.
+# Rule: on a CPU a model is read whole, and its files are mapped beside what is made of them.
 def test_reading_can_be_the_highest_moment_of_a_cpu() -> None:
     nothing = MicroBatch(0.0, dict.fromkeys(PHASES, 0.0))
-    sizes = replace(SIZES, trained=100_000, frozen_bytes=20_000_000, parameters=10_100_000)
+    sizes = replace(SIZES, trained=100_000, frozen_bytes=20_000_000, parameters=10_100_000, read_bytes=50_000_000)
     found = forecast(sizes, batch=nothing, resident=0)
     assert found.moment == "reading the model"
-    assert found.parts == {"weights": 4 * 10_100_000, "process": LATER}
+    assert found.parts == {"weights": 50_000_000, "process": LATER}
     assert forecast(sizes, batch=nothing, resident=0, device=CUDA).moment != "reading the model"
 
 

@@ -105,7 +105,7 @@ def test_quantized_weights_stay_whole(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     recipe = small_recipe(use_peft=True, load_in_4bit=True, lora_r=2)
     with warnings.catch_warnings(action="ignore"):
-        lm = lora.load_frozen(write_tiny_folder(tmp_path / "base"), recipe)
+        lm = lora.load_frozen(write_tiny_folder(tmp_path / "base"), recipe, torch.float32)
         lora.add_adapter(lm, recipe)
     model = prepare(lm)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)

@@ -59,6 +59,17 @@ def _softmax_(scores: Tensor, wanted: Tensor) -> Tensor:
     return (total.log_() + top - at_target)[:, 0]
 
 
+def _sums_in_float32(factor: Tensor) -> bool:
+    """Whether a product of this half-precision matrix can be added to float32 numbers by the product itself.
+
+    NVIDIA's products can from Ampere on: nothing is rounded to half precision on the way, and no product as large as
+    the head is made beside its gradient.
+    """
+    if not factor.is_cuda or factor.dtype == torch.float32 or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(factor.device) >= (8, 0)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -108,6 +119,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if need_weight and into is not None:
                 for of_words, some in zip(logits.t().split(WORDS), into.split(WORDS), strict=True):
                     some += of_words @ rows
+            elif need_weight and _sums_in_float32(logits):
+                grad_weight = torch.zeros_like(weight, dtype=torch.float32) if grad_weight is None else grad_weight
+                torch.addmm(grad_weight, logits.t(), rows, out_dtype=torch.float32, out=grad_weight)
             elif need_weight and grad_weight is None:
                 grad_weight = (logits.t() @ rows).float()
             elif grad_weight is not None and dtype == grad_weight.dtype:

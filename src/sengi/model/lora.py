@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sengi.errors import ModelError, RecipeError, class_and_text
 from sengi.model.adapters import CONFIG, import_peft, is_adapter
+from sengi.model.frozen_half import can_stay, looking_like_float32
 from sengi.model.inspect import inspect_model_folder
 from sengi.model.load import load_model
 from sengi.recipe import Recipe
@@ -65,14 +66,20 @@ def skeleton(folder: Path) -> PreTrainedModel:
     return model
 
 
-def load_frozen(folder: Path, recipe: Recipe) -> PreTrainedModel:
-    """The base of an adapter: in float32, or with its linear layers in 4 bits.
+def load_frozen(folder: Path, recipe: Recipe, dtype: torch.dtype) -> PreTrainedModel:
+    """The base of an adapter: as it is stored where the run computes in that type, with linear layers in 4 bits where
+    the recipe asks for it, else in float32.
+
+    Args:
+        folder: of the model.
+        recipe: says whether in 4 bits.
+        dtype: of the run's computation.
 
     Raises:
         ModelError: the folder cannot be loaded.
     """
     if not recipe.load_in_4bit:
-        return load_model(folder)
+        return load_model(folder, dtype=dtype if stays_as_stored(folder, recipe, dtype) else torch.float32)
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -85,6 +92,17 @@ def load_frozen(folder: Path, recipe: Recipe) -> PreTrainedModel:
         # has no gradient: training would go on without the layers below, silently.
         layer.support_avx512bf16_for_cpu = False
     return lm
+
+
+def stays_as_stored(folder: Path, recipe: Recipe, dtype: torch.dtype) -> bool:
+    """Whether a run's base is read in the type of its files and not in float32 (:func:`load_frozen`).
+
+    Args:
+        folder: of the model.
+        recipe: of the run.
+        dtype: of its computation.
+    """
+    return recipe.use_peft and not recipe.load_in_4bit and can_stay(folder, dtype)
 
 
 def add_adapter(lm: PreTrainedModel, recipe: Recipe) -> Any:
@@ -117,7 +135,8 @@ def add_adapter(lm: PreTrainedModel, recipe: Recipe) -> Any:
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"), device:
             torch.default_generator.manual_seed(recipe.seed)
-            peft.inject_adapter_in_model(config, lm, adapter_name=NAME)
+            with looking_like_float32(lm):  # peft rounds what it drew to the type of the layer beside it
+                peft.inject_adapter_in_model(config, lm, adapter_name=NAME)
     except Exception as error:  # whatever peft raises for a layer that it has no adapter for
         raise RecipeError(
             f"lora_target_modules: {', '.join(targets)} of {type(lm).__name__} cannot have adapters "
@@ -176,7 +195,7 @@ def _unfit_names(lm: PreTrainedModel) -> set[str]:
 def compute_in(lm: PreTrainedModel, dtype: torch.dtype) -> None:
     """Hold frozen matrices in the type they are multiplied in, so that autocast need not make it again at every use.
 
-    The products are the same numbers; embedding and norms stay float32, and with them the residual stream.
+    The products are the same numbers; embedding and norms are float32, and with them the residual stream.
 
     Args:
         lm: with an adapter, on its device.
@@ -185,12 +204,12 @@ def compute_in(lm: PreTrainedModel, dtype: torch.dtype) -> None:
     for layer in _four_bit_layers(lm):
         layer.compute_dtype = layer.weight.quant_state.dtype = dtype
     embedding = lm.get_input_embeddings().weight
-    for module in lm.modules():
-        if type(module) is nn.Linear and not module.weight.requires_grad and module.weight is not embedding:
-            module.weight.data = module.weight.data.to(dtype)
-    for parameter in lm.parameters():
-        if parameter.device.type == "cpu" and not parameter.requires_grad and parameter.dtype == torch.float32:
-            parameter.data = parameter.data.clone()  # off the weight file, which stays mapped as a whole otherwise
+    matrices = {module.weight for module in lm.modules() if type(module) is nn.Linear} - {embedding}
+    for parameter in (p for p in lm.parameters() if not p.requires_grad and p.is_floating_point()):
+        if parameter in matrices:
+            parameter.data = parameter.data.to(dtype)
+        else:  # a copy: off the weight file, which stays mapped as a whole otherwise
+            parameter.data = parameter.data.to(torch.float32, copy=parameter.device.type == "cpu")
 
 
 def whole_on_every_rank(model: nn.Module) -> set[nn.Parameter]:

@@ -54,6 +54,7 @@ class ModelSizes:
         state_bytes: of the optimizer for each trained parameter.
         whole_bytes: memory of frozen weights that every process holds whole: quantized layers.
         update_bytes: what the update of the largest tensor makes beside it on a CPU.
+        read_bytes: of the model while it is read, with its files, which are mapped until then.
     """
 
     trained: int
@@ -65,6 +66,7 @@ class ModelSizes:
     state_bytes: float
     whole_bytes: int = 0
     update_bytes: int = 0
+    read_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,8 @@ def forecast_memory(
     copies = (4 * sizes.trained + state) // shards + (copied or 0)
     if copied is not None and cpu and (available is None or copies <= COPIED * (available - sum(parts.values()))):
         parts["copy for background saves"] = copies
-    # a model is read whole in float32, whatever is kept of it; quantized layers are made one by one
-    if cpu and not sizes.whole_bytes and static["process"] + 4 * sizes.parameters > sum(parts.values()):
-        moment, parts = "reading the model", {"process": static["process"], "weights": 4 * sizes.parameters}
+    if cpu and static["process"] + sizes.read_bytes > sum(parts.values()):
+        moment, parts = "reading the model", {"process": static["process"], "weights": sizes.read_bytes}
     ordered = sorted(((name, size) for name, size in parts.items() if size), key=lambda item: -item[1])
     return MemoryForecast(moment, dict(ordered), available)
 

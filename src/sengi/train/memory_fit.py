@@ -21,8 +21,10 @@ from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.model.checkpointing import Dial
 from sengi.model.cost import ModelCost, available_memory
+from sengi.model.frozen_half import FLOAT32, stored_types
+from sengi.model.inspect import weight_files
 from sengi.model.live_bytes import PHASES, MicroBatch, trace_model
-from sengi.model.lora import FOUR_BIT_BYTES, add_adapter, compute_in
+from sengi.model.lora import FOUR_BIT_BYTES, add_adapter, compute_in, stays_as_stored
 from sengi.model.memory import STATE_BYTES, UPDATE_COPIES, MemoryForecast, ModelSizes, Sharing, choose, forecast_memory
 from sengi.recipe import Recipe
 from sengi.train.distributed import World, ranks_here
@@ -145,6 +147,8 @@ class Forecaster:
         self.sharing = sharing
         self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
         self.autocast = dtype if dtype != torch.float32 else None
+        self.stays = stays_as_stored(folder, recipe, dtype)
+        self.files, self.stored = sum(path.stat().st_size for path in weight_files(folder)), stored_types(folder)
         self.resident, self.available = resident, available
         self.notes: list[str] = []
         self.forecast = cache(self._forecast)
@@ -217,19 +221,29 @@ class Forecaster:
         cost, layers = self.cost, int(self.config.get_text_config().num_hidden_layers)
         linear = cost.linear * (self.autocast.itemsize if self.autocast else 4)
         whole = int(cost.linear * FOUR_BIT_BYTES) if self.recipe.load_in_4bit else 0
-        frozen = (0 if whole else linear) + 4 * (cost.parameters - cost.linear) if cost.adapter else 0
+        outside = cost.parameters - cost.linear
+        frozen = (0 if whole else linear) + 4 * outside if cost.adapter else 0
+        if self.stays and self.world.device.type == "cpu":
+            frozen += self.files * outside // cost.parameters  # they stay mapped, beside float32 copies of these
         return ModelSizes(
             trained=cost.trained,
             frozen_bytes=frozen,
             parameters=cost.parameters + cost.adapter,
             layers=layers,
             layer=cost.linear // layers,
-            outside=cost.parameters - cost.linear,
+            outside=outside,
             state_bytes=STATE_BYTES[self.recipe.optim],
             whole_bytes=whole,
+            read_bytes=0 if whole else self._read_bytes(frozen),  # quantized layers are read one by one
             # the output embedding is the largest tensor; those of an adapter are small
             update_bytes=0 if cost.adapter else UPDATE_COPIES.get(self.recipe.optim, 0) * 4 * cost.head,
         )
+
+    def _read_bytes(self, frozen: int) -> int:
+        """Bytes of the model while it is read: its files as far as they are mapped, and what is made beside them."""
+        if self.stored != {FLOAT32}:
+            return self.files + 4 * (self.cost.parameters - self.cost.linear if self.stays else self.cost.parameters)
+        return self.files + (frozen if self.autocast is not None else 0)
 
 
 def resident_memory() -> int:

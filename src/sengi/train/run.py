@@ -7,6 +7,8 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sengi import storage
 from sengi.environment import describe_environment
 from sengi.errors import ModelError, SengiError, StoppedByRequest
@@ -14,6 +16,7 @@ from sengi.evaluate import run_evaluations
 from sengi.evaluate.contamination import write_contamination
 from sengi.evaluate.tasks import load_tasks
 from sengi.model.compiled import parts_left_plain
+from sengi.model.lora import stays_as_stored
 from sengi.recipe_sources import ResolvedRecipe
 from sengi.train import checkpoint
 from sengi.train.compiling import compile_now
@@ -26,7 +29,7 @@ from sengi.train.observer import Observer
 from sengi.train.optimizer import build_optimizer, keeps_gradients
 from sengi.train.run_context import RunContext
 from sengi.train.run_folder import RunFolder, check_same_data, check_same_recipe, read_plan
-from sengi.train.setup import set_up
+from sengi.train.setup import DTYPES, set_up
 from sengi.train.sharding import device_mesh, place
 from sengi.train.stopping import StopRequest
 from sengi.train.trainable import Trainable, load_trainable, make_ready
@@ -168,7 +171,9 @@ def _load(run: RunContext, evaluations: Evaluations, handover: Handover) -> Loop
         place(base.model, world.device, mesh, recipe)
         return base
 
-    base = in_turns(world, 4 * run.setup.cost.parameters, load)  # read in float32 before a GPU takes it
+    dtype = DTYPES[plan.dtype]
+    read = dtype if stays_as_stored(run.setup.model_folder, recipe, dtype) else torch.float32
+    base = in_turns(world, read.itemsize * run.setup.cost.parameters, load)  # it is read before a GPU takes it
     compiled = make_ready(base, run.setup, world.device, plan.torch_compile)
     if keeps_gradients(world):
         base.model.add_gradients_at_once()

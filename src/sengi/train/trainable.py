@@ -9,6 +9,7 @@ import torch
 from sengi.inference.lent_model import rope_limit
 from sengi.model.checkpointing import checkpoint_layers, transformer_layers
 from sengi.model.compiled import compile_layers
+from sengi.model.frozen_half import computing_in_float32
 from sengi.model.load import load_model, load_tokenizer
 from sengi.model.lora import add_adapter, compute_in, load_frozen
 from sengi.model.supervised import SupervisedModel, prepare, try_on_device
@@ -44,7 +45,7 @@ def load_trainable(setup: Setup) -> Trainable:
     recipe, dtype = setup.resolved.recipe, DTYPES[setup.plan.dtype]
     tokenizer = load_tokenizer(setup.model_folder)
     if recipe.use_peft:
-        lm = load_frozen(setup.model_folder, recipe)
+        lm = load_frozen(setup.model_folder, recipe, dtype)
         files = adapter_files(add_adapter(lm, recipe), tokenizer, recipe.model_name_or_path, setup.model_folder)
     else:
         lm = load_model(setup.model_folder)
@@ -52,7 +53,8 @@ def load_trainable(setup: Setup) -> Trainable:
     autocast = dtype if dtype != torch.float32 else None
     stores = [setup.store, *([setup.heldout] if setup.heldout is not None else [])]
     longest = max(int(store.lengths.max()) for store in stores)
-    supervised = prepare(lm, packs=longest < rope_limit(lm))
+    with computing_in_float32(lm):
+        supervised = prepare(lm, packs=longest < rope_limit(lm))
     if recipe.use_peft and autocast is not None:
         compute_in(lm, autocast)
     return Trainable(supervised, files, autocast)
