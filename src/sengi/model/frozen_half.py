@@ -2,7 +2,7 @@
 
 Read in float32, the base of an adapter needs twice the memory for a minute that it needs for the whole run: 32 GB in
 place of 16 at 8B. Whether its packing is right can be told in float32 only (:func:`sengi.model.supervised.prepare`), so
-while it is tried each part of it is widened as it is called. Nothing is rounded: every half-precision number is a
+while it is tried each layer of it is widened as it is called. Nothing is rounded: every half-precision number is a
 float32 number.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -55,37 +54,32 @@ def can_stay(folder: Path, dtype: torch.dtype) -> bool:
 
 @contextlib.contextmanager
 def computing_in_float32(lm: PreTrainedModel) -> Iterator[None]:
-    """Let a model in half precision compute in float32, of which one layer is in memory at a time."""
-    layers = set(transformer_layers(lm))
-    inside = {module for layer in layers for module in layer.modules()}
+    """Let a model in half precision compute in float32: all that lies outside its layers, and one layer at a time."""
     held: dict[nn.Parameter, Tensor] = {}
     hooks = []
 
-    def watch(module: nn.Module, whole: bool) -> None:
-        own = [p for p in module.parameters(recurse=whole) if p.dtype in STORED]
+    def widen(parameters: list[nn.Parameter]) -> None:
+        for p in parameters:
+            held.setdefault(p, p.data)
+            p.data = p.data.float()
 
-        def widen(*_: Any) -> None:
-            held.update((p, p.data) for p in own if p not in held)
-            for p in own:
-                p.data = p.data.float()
+    def narrow(parameters: list[nn.Parameter]) -> None:
+        for p in parameters:
+            p.data = held.pop(p, p.data)
 
-        def narrow(*_: Any) -> None:
-            for p in own:
-                p.data = held.pop(p, p.data)
-
-        hooks.append(module.register_forward_pre_hook(widen))
-        hooks.append(module.register_forward_hook(narrow, always_call=True))
-
-    for module in lm.modules():
-        if module in layers or module not in inside:
-            watch(module, whole=module in layers)
+    outside = {p for p in lm.parameters() if p.dtype in STORED}
+    for layer in transformer_layers(lm):
+        if own := [p for p in layer.parameters() if p.dtype in STORED]:
+            outside -= set(own)
+            hooks.append(layer.register_forward_pre_hook(lambda *_, own=own: widen(own)))
+            hooks.append(layer.register_forward_hook(lambda *_, own=own: narrow(own), always_call=True))
+    widen(list(outside))  # at once: some families ask for the type of the head before they call it
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for p, data in held.items():
-            p.data = data
+        narrow(list(held))
 
 
 @contextlib.contextmanager
