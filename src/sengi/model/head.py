@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 CHUNK = 1024  # targets at a time; smaller chunks cost time, larger ones memory (measured)
 WORDS = 8192  # rows of the weight whose gradient is added at a time
@@ -63,9 +64,11 @@ def _sums_in_float32(factor: Tensor) -> bool:
     """Whether a product of this half-precision matrix can be added to float32 numbers by the product itself.
 
     NVIDIA's products can from Ampere on: nothing is rounded to half precision on the way, and no product as large as
-    the head is made beside its gradient.
+    the head is made beside its gradient. The memory forecast traces the other way: this one takes a device.
     """
-    if not factor.is_cuda or factor.dtype == torch.float32 or torch.version.hip is not None:
+    if not factor.is_cuda or factor.dtype not in (torch.bfloat16, torch.float16) or isinstance(factor, FakeTensor):
+        return False
+    if torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(factor.device) >= (8, 0)
 
