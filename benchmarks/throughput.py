@@ -33,7 +33,7 @@ from benchmarks.table import parser
 from benchmarks.throughput_result import Side, Step, Work, summary, table
 from sengi.data.formats import read_conversations
 from sengi.data.packing import pack_step
-from sengi.data.packs import computed_tokens
+from sengi.data.packs import computed_work
 from sengi.data.store import StoreOptions, TokenStore
 from sengi.data.store_build import open_store
 from sengi.model.cost import best_dtype, model_cost, peak_flops
@@ -134,10 +134,11 @@ def write_rows(store: TokenStore, out: Path) -> None:
             file.write(json.dumps({"input_ids": sample.input_ids.tolist(), "labels": labels.tolist()}) + "\n")
 
 
-def computed_in_a_step(store: TokenStore, budget: int, attention_cost: float) -> int:
-    """Tokens that go through our layers in a step over the whole store; lean packs leave some out."""
+def computed_in_a_step(store: TokenStore, budget: int, attention_cost: float) -> tuple[int, int]:
+    """Tokens and squared lengths that our layers compute in a step over the whole store; lean packs leave some out."""
     packs = pack_step(store.lengths, budget, attention_cost=attention_cost, halves=True)
-    return sum(computed_tokens(store.samples(pack)) for pack in packs.ranks[0])
+    tokens, squares = zip(*(computed_work(store.samples(pack)) for pack in packs.ranks[0]), strict=True)
+    return sum(tokens), sum(squares)
 
 
 def measure(given: Any, folder: Path) -> tuple[Work, list[Worker]]:
@@ -171,8 +172,8 @@ def measure(given: Any, folder: Path) -> tuple[Work, list[Worker]]:
     theirs = [peers.python(), str(Path(__file__).with_name("peer_worker.py"))]
     cost, tokens, targets = model_cost(skeleton(model)), int(store.lengths.sum()), int(store.supervised.sum())
     squares = float((store.lengths.astype(float) ** 2).sum())
-    computed = computed_in_a_step(store, recipe["max_tokens_per_device"], cost.attention_cost)
-    flops = cost.flops(computed, targets, squares)
+    computed, computed_squares = computed_in_a_step(store, recipe["max_tokens_per_device"], cost.attention_cost)
+    flops = cost.flops(computed, targets, computed_squares)
     workers = [Worker("sengi", ours, {"recipe": recipe}, folder, given.threads, flops)]
     workers[0].facts["computed_tokens"] = computed
     for setting in given.settings.split(",") if given.settings else SETTINGS[given.peer]:

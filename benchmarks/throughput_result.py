@@ -7,10 +7,10 @@ MFU, model FLOPs utilisation, is the share of the peak that useful work took:
           + 6 * layers * heads * head size * sum of squared document lengths          (sengi.model.cost)
 
 Padding, attention between documents, head positions without a target and recomputation are work that nobody asked for:
-they count for neither side. Tokens that our lean packs leave out (sengi.data.packs) are not computed and not counted as
-FLOPs of ours; tokens/s counts all tokens of the conversations on both sides. On a CPU the peak is the fastest matrix
-product on as many threads, measured right before and right after each step (their mean): what a shared machine gives
-changes from minute to minute, and a step is held against what there was while it ran.
+they count for neither side. What our lean packs leave out (sengi.data.packs) is not computed and not counted as FLOPs
+of ours, neither its tokens nor its squares; tokens/s counts all tokens of the conversations on both sides. On a CPU the
+peak is the fastest matrix product on as many threads, measured right before and right after each step (their mean):
+what a shared machine gives changes from minute to minute, and a step is held against what there was while it ran.
 """
 
 from __future__ import annotations

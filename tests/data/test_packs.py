@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sengi.conversation import Sample
-from sengi.data.packs import Pack, make_pack
+from sengi.data.packs import Pack, computed_work, make_pack
 
 
 @st.composite
@@ -107,6 +107,13 @@ def test_a_lean_pack_predicts_the_same_targets_from_the_same_tokens(documents: l
     assert contexts(lean) == contexts(whole)
     assert lean.bounds.diff().sum() == lean.input_ids.shape[1] <= whole.input_ids.shape[1]
     assert lean.longest <= whole.longest
+    # pairs of a token and one that it sees or is, of which half a square has n / 2 fewer
+    for pack in (whole, lean):
+        lengths = pack.key_bounds.diff().tolist()
+        once = sum(n * n - pack.shared**2 for n in lengths[pack.shared > 0 :]) + pack.shared**2
+        assert pack.squared_lengths == once
+    assert whole.squared_lengths == sum(len(document.input_ids) ** 2 for document in documents)
+    assert computed_work(documents) == (lean.input_ids.numel(), lean.squared_lengths)
 
 
 def test_a_lean_pack_computes_a_shared_beginning_once_and_nothing_behind_the_last_target() -> None:
@@ -127,6 +134,7 @@ def test_a_lean_pack_computes_a_shared_beginning_once_and_nothing_behind_the_las
     assert pack.targets.tolist() == [1, 2, 7]
     assert pack.counts.tolist() == [2, 1, 0]
     assert pack.longest == 12
+    assert pack.squared_lengths == 81 + (121 - 81) + (144 - 81)
 
 
 def test_a_beginning_that_saves_next_to_nothing_is_not_shared() -> None:

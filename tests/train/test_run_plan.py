@@ -67,9 +67,9 @@ def test_batch_arithmetic(store: TokenStore, tmp_path: Path) -> None:
     everything = [index for step in range(1, steps.num_steps + 1) for index in steps.step_samples(step)]
     assert plan.tokens == int(store.lengths[everything].sum())
     assert plan.supervised_tokens == int(store.supervised[everything].sum())
-    squares = float((store.lengths[everything].astype(float) ** 2).sum())
     # what stands behind the last target is not computed; how much that is, some packs tell
-    computed = sum(int(np.flatnonzero(sample.loss_mask)[-1]) for sample in store.samples(everything))
+    left = [int(np.flatnonzero(sample.loss_mask)[-1]) for sample in store.samples(everything)]
+    computed, squares = sum(left), float(sum(n * n for n in left))
     assert computed < 0.96 * plan.tokens
     assert plan.flops == pytest.approx(COST.flops(computed, plan.supervised_tokens, squares), rel=0.01)
     assert plan.forecast_seconds == pytest.approx(plan.flops / 1e9 / CPU_EFFICIENCY)

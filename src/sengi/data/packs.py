@@ -56,6 +56,14 @@ class Pack:
     shared: int = 0
     keys: Tensor | None = None
 
+    @property
+    def squared_lengths(self) -> Tensor:
+        """Squares of the documents' lengths, summed: what attention costs, of a shared beginning once; int64 scalar.
+
+        A token with p before it adds (p + 1)^2 - p^2.
+        """
+        return (2 * self.position_ids + 1).sum()
+
     def to(self, device: torch.device) -> Pack:
         """The same pack on ``device``."""
         moved: dict[str, Any] = {
@@ -112,9 +120,10 @@ def make_pack(samples: Sequence[Sample], lean: bool = False) -> Pack:
     )
 
 
-def computed_tokens(samples: Sequence[Sample]) -> int:
-    """Tokens of a lean pack of these samples: those that go through the layers."""
-    return make_pack(samples, lean=True).input_ids.numel()
+def computed_work(samples: Sequence[Sample]) -> tuple[int, int]:
+    """Tokens of a lean pack of these samples, which go through the layers, and :attr:`Pack.squared_lengths`."""
+    pack = make_pack(samples, lean=True)
+    return pack.input_ids.numel(), int(pack.squared_lengths)
 
 
 def _shared_beginning(documents: Sequence[Int64s], most: int) -> int:

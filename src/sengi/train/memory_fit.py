@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from sengi.data.packing import pack_step
-from sengi.data.packs import computed_tokens
+from sengi.data.packs import computed_work
 from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.model.checkpointing import Dial
@@ -189,7 +189,7 @@ class Forecaster:
 
     def _computed(self, members: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """Tokens of these samples that go through the layers, and which samples these are."""
-        return computed_tokens(self.store.samples(members)), members
+        return computed_work(self.store.samples(members))[0], members
 
     def _exported(self) -> int:
         """Bytes of the weights of a checkpoint's files, where they are no part of its state (train/snapshot.py)."""

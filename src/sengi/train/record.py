@@ -34,11 +34,9 @@ class Recorder:
         """
         setup = self.setup
         samples = setup.steps.step_samples(step)
-        lengths = setup.store.lengths[samples]
-        tokens, targets = int(lengths.sum()), int(setup.store.supervised[samples].sum())
-        # tokens that lean packs leave out were not computed
-        computed = result.computed_tokens or tokens
-        speed = setup.cost.flops(computed, targets, float((lengths.astype(float) ** 2).sum())) / seconds
+        tokens, targets = int(setup.store.lengths[samples].sum()), int(setup.store.supervised[samples].sum())
+        # what lean packs leave out was not computed
+        speed = setup.cost.flops(result.computed_tokens, targets, result.computed_squares) / seconds
         ranks = self.world.size  # the peak is that of one: of its GPU, or of its share of a CPU's cores
         if self._peak is not None:  # a CPU's peak is measured; if the machine was busy then, a step can be faster
             self._peak = max(self._peak, speed / ranks)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sengi.data.packing import StepPacks, pack_step
-from sengi.data.packs import computed_tokens
+from sengi.data.packs import computed_work
 from sengi.data.phases import RunOrder
 from sengi.data.store import TokenStore
 from sengi.errors import InputError
@@ -155,9 +155,10 @@ def make_plan(
     slots = sum(len(rank) for step in packs for rank in step.ranks)
     squares = steps.total_of(store.lengths.astype(np.float64) ** 2)
     tokens, targets = int(steps.total_of(store.lengths)), int(steps.total_of(store.supervised))
-    computed = _computed_share(store, steps, looked, packs)
-    flops = cost.flops(int(computed * tokens), targets, squares)
-    done = flops + AGAIN[fitted.dial] * cost.flops(int(computed * tokens), 0, squares)
+    share, of_squares = _computed_shares(store, steps, looked, packs)
+    computed, squares = int(share * tokens), of_squares * squares
+    flops = cost.flops(computed, targets, squares)
+    done = flops + AGAIN[fitted.dial] * cost.flops(computed, 0, squares)
     on_cpu = CPU_EFFICIENCY if dtype == torch.float32 else CPU_EFFICIENCY_HALF
     efficiency = on_cpu if device.type == "cpu" else GPU_EFFICIENCY
     speed = (peak or 0) * efficiency * world_size  # the peak of one: of its GPU, or of its share of a CPU's cores
@@ -222,15 +223,18 @@ def make_plan(
     return plan
 
 
-def _computed_share(store: TokenStore, steps: RunOrder, looked: Sequence[int], packs: Sequence[StepPacks]) -> float:
-    """Share of the tokens that go through the layers, by some packs: they are lean (data/packs.py)."""
+def _computed_shares(
+    store: TokenStore, steps: RunOrder, looked: Sequence[int], packs: Sequence[StepPacks]
+) -> tuple[float, float]:
+    """Shares of tokens and squared lengths that go through the layers, by some packs: they are lean (data/packs.py)."""
     found: list[NDArray[np.int64]] = []
     for number, step in zip(looked, packs, strict=True):
         samples = steps.step_samples(number)
         found += [samples[pack] for rank in step.ranks for pack in rank if len(pack)]
     some = found[:: -(-len(found) // READ)]
-    computed = sum(computed_tokens(store.samples(members)) for members in some)
-    return computed / sum(int(store.lengths[members].sum()) for members in some)
+    tokens, squares = np.array([computed_work(store.samples(members)) for members in some], np.float64).sum(axis=0)
+    lengths = store.lengths[np.concatenate(some)].astype(np.float64)
+    return float(tokens / lengths.sum()), float(squares / (lengths**2).sum())
 
 
 def _saves(recipe: Recipe, steps: RunOrder) -> int:

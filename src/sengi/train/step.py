@@ -36,7 +36,8 @@ class StepResult:
     ``half_grad_norm`` is the norm of the mean gradient of the first half of the samples and ``half_share`` their share
     of the step's weight: two norms of one step tell signal from noise (statistics/gradient_noise.py). None where no
     micro-batch ends there (``StepPacks.half``).
-    ``computed_tokens`` are those that went through the layers, on all ranks: fewer than the step's, as packs are lean.
+    ``computed_tokens`` are those that went through the layers, on all ranks: fewer than the step's, as packs are lean;
+    ``computed_squares`` the squared lengths of what was attended to (``Pack.squared_lengths``).
     """
 
     loss: float
@@ -45,6 +46,7 @@ class StepResult:
     half_grad_norm: float | None = None
     half_share: float | None = None
     computed_tokens: int = 0
+    computed_squares: int = 0
 
 
 def target_weights(pack: Pack, reduction: str, step_targets: int, step_samples: int) -> Tensor:
@@ -92,8 +94,8 @@ def run_step(
     """
     guard = guard or MemoryGuard(model, world)
     step_targets = int(store.supervised[samples].sum())
-    # loss, computed tokens, weight of the first half
-    total = torch.zeros(3, dtype=torch.float64, device=world.device)
+    # loss, computed tokens, weight of the first half, computed squares
+    total = torch.zeros(4, dtype=torch.float64, device=world.device)
     of_fixed_size(partial(clear_gradients, optimizer, world), "the gradients")
     data_seconds = 0.0
     mine = packs.ranks[world.rank]
@@ -114,12 +116,14 @@ def run_step(
         reduce_gradients(model, number + 1 in (packs.half, len(mine)), reduce_each)
         tokens = int(store.lengths[samples[members]].sum())
         total[0] += guard.micro_batch(partial(work, pack, weights), idle, (tokens, len(members)))
-        total[1] += pack.input_ids.numel() if len(members) else 0
+        if len(members):
+            total[1] += pack.input_ids.numel()
+            total[3] += pack.squared_lengths
         if number + 1 == packs.half:
             half_norm = gradient_norm(parameters, world)  # read at the end: no wait for the GPU
     if world.size > 1:
         guard.agree()
-    loss, computed, half_share = world.sum(total).tolist()
+    loss, computed, half_share, squares = world.sum(total).tolist()
     result = StepResult(
         loss,
         float(gradient_norm(parameters, world)),
@@ -127,6 +131,7 @@ def run_step(
         float(half_norm) / half_share if half_norm is not None else None,
         half_share if half_norm is not None else None,
         int(computed),
+        int(squares),
     )
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         clear_gradients(optimizer, world)
