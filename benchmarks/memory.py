@@ -64,6 +64,9 @@ CASES = (
     Case("mistral 62M, wide", 2048, 4, use_peft=True),
     Case("llama 67M, untied", 2048, 4, use_peft=True, dtype="bfloat16", stored="bfloat16"),
     Case("llama 135M, tied", 1024, 8, use_peft=True, dtype="bfloat16", stored="bfloat16"),
+    Case("llama 52M, tied", 2048, 4, dtype="bfloat16", compiled=True),
+    Case("qwen3 69M, tied", 1024, 4, dtype="bfloat16", compiled=True),
+    Case("llama 135M, tied", 2048, 16, dtype="bfloat16", compiled=True),
 )
 
 
@@ -118,9 +121,9 @@ def rows_of(cases: Sequence[Case], real: Real | None = None) -> list[tuple[objec
         off = found.forecast / found.measured - 1
         rows.append(
             (
-                case.shape if case.stored == "float32" else f"{case.shape}, stored in {case.stored}",
+                case.shape + (f", stored in {case.stored}" if case.stored != "float32" else ""),
                 case.budget,
-                case.dial,
+                case.dial + (", compiled" if case.compiled else ""),
                 "LoRA" if case.use_peft else case.optim,
                 case.dtype,
                 case.ranks,

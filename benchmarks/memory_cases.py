@@ -53,6 +53,7 @@ class Case:
 
     Attributes:
         stored: type of the weights in the model's files.
+        compiled: whether layers are compiled.
         fitted: whether the constants of the forecast were fitted on it; the others check them.
     """
 
@@ -65,6 +66,7 @@ class Case:
     use_peft: bool = False
     dtype: str = "float32"
     stored: str = "float32"
+    compiled: bool = False
     fitted: bool = False
 
 
@@ -109,6 +111,7 @@ def write_files(case: Case, folder: Path, real: Real | None = None) -> Path:
         "gradient_checkpointing": case.dial,
         "optim": case.optim,
         "use_peft": case.use_peft,
+        "torch_compile": case.compiled,
     }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=1))

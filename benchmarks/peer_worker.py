@@ -26,18 +26,15 @@ from typing import Any
 # Beside these each setting has what is the same on both sides: precision, rate, batch and their schedule.
 # "default" is what the peer does when nothing else is asked of it; the others are its documented ways to be fast.
 PACKED: Mapping[str, Any] = {"packing": True, "gradient_checkpointing": False, "per_device_train_batch_size": 1}
+PADDING_FREE: Mapping[str, Any] = {"padding_free": True, "max_length": None, "gradient_checkpointing": False}
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "trl": {
         "default": {},  # 8 rows padded to the longest, activation checkpointing on, fused head
         "packed": PACKED,
         "packed_long": PACKED,  # rows as long as our micro-batches
         "packed_compiled": {**PACKED, "torch_compile": True},
-        "unpadded": {
-            "padding_free": True,
-            "max_length": None,
-            "gradient_checkpointing": False,
-            "per_device_train_batch_size": 1,
-        },
+        "unpadded": {**PADDING_FREE, "per_device_train_batch_size": 1},
+        "flattened": {**PADDING_FREE, "per_device_train_batch_size": 4},
     },
     "hf": {
         "default": {},  # 8 rows padded to the longest, whole logits

@@ -10,7 +10,7 @@
 set -euo pipefail
 : "${HEAD:?address of the first machine}" "${NODES:?number of machines}" "${NODE_RANK:?0 on the first machine, 1, 2, ...}"
 if command -v nvidia-smi > /dev/null; then
-  processes=$(nvidia-smi --list-gpus | wc -l)
+  processes=gpu  # as many as CUDA_VISIBLE_DEVICES lets torchrun see
 else
   processes=1
 fi

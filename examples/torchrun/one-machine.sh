@@ -7,7 +7,7 @@
 # Ctrl-C saves and stops; the same command continues.
 set -euo pipefail
 if command -v nvidia-smi > /dev/null; then
-  processes=$(nvidia-smi --list-gpus | wc -l)
+  processes=gpu  # as many as CUDA_VISIBLE_DEVICES lets torchrun see
 else
   processes=2
 fi

@@ -119,6 +119,7 @@ def test_every_peer_has_its_defaults_and_the_same_step_on_both_sides(peer: str) 
         assert values["gradient_accumulation_steps"] == 16  # never fewer micro-batches than rows: an epoch is a step
         assert values["bf16"] is False
         assert values["learning_rate"] == 2e-5
-        if peer == "trl" and setting != "unpadded":  # which has no limit
-            assert values["max_length"] == (2048 if setting == "packed_long" else 512)
+        if peer == "trl":  # without padding there is no limit
+            limit = None if values.get("padding_free") else 2048 if setting == "packed_long" else 512
+            assert values["max_length"] == limit
     assert SETTINGS[peer]["default"] == {}

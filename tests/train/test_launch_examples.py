@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from sengi.recipe_sources import resolve_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = [*sorted(EXAMPLES.glob("torchrun/*.sh")), EXAMPLES / "slurm" / "train.sbatch"]
@@ -48,7 +51,7 @@ def test_slurm_job_stops_cleanly_and_goes_back_into_the_queue(tmp_path: Path, as
         assert time.monotonic() < deadline
         time.sleep(0.01)
     if asked:
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == code
     assert (tmp_path / "cpus").read_text() == "64\n"
     command = (tmp_path / "command").read_text()
@@ -61,18 +64,31 @@ def test_slurm_job_stops_cleanly_and_goes_back_into_the_queue(tmp_path: Path, as
 
 def test_kubernetes_job_agrees_with_itself() -> None:
     text = (EXAMPLES / "kubernetes" / "train.yaml").read_text()
-    service, job = list(yaml.safe_load_all(text))
+    service, claim, files, job = list(yaml.safe_load_all(text))
     spec: dict[str, Any] = job["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    variables = {entry["name"]: entry.get("value", "") for entry in container["env"]}
     assert spec["parallelism"] == spec["completions"] == int(variables["NODES"])
     assert spec["completionMode"] == "Indexed"
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert service["metadata"]["name"] == pod["subdomain"]
-    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{pod['subdomain']}:29500" in container["args"]
-    assert f"--nproc-per-node={container['resources']['limits']['nvidia.com/gpu']}" in container["args"]
+    assert variables["HEAD"] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert variables["PROCESSES"] == str(container["resources"]["limits"]["nvidia.com/gpu"])
     assert int(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in pod["volumes"]}
-    assert container["args"][container["args"].index("-m") :][:3] == ["-m", "sengi", "train"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert mounts == volumes.keys()
+    assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert volumes["recipe"]["configMap"]["name"] == files["metadata"]["name"]
+    # the image holds the script, and the script asks for nothing that the manifest does not set
+    script, recipe = container["command"]
+    copied = (EXAMPLES / "kubernetes" / "Dockerfile").read_text()
+    assert "COPY . /sengi\n" in copied
+    text = (EXAMPLES.parent / Path(script).relative_to("/sengi")).read_text()
+    assert set(re.findall(r"\$\{(\w+):\?", text)) <= variables.keys()
+    mounted = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
+    values = resolve_recipe(values=yaml.safe_load(files["data"][Path(recipe).name])).recipe
+    assert Path(recipe).parent == mounted["recipe"]
+    assert Path(values.output_dir).is_relative_to(mounted["runs"])
+    assert Path(variables["SENGI_CACHE"]).is_relative_to(mounted["runs"])
