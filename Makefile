@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Set in many container images; without the compiled files a start of sengi takes 22 s of processor time in place of 8
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install test test-slow lint bench bench-peers demo clean
+.PHONY: install test test-slow test-cuda lint bench bench-peers demo clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU; elsewhere all of them are skipped
+test-cuda: install
+	$(BIN)/python -m pytest -m cuda
 
 lint: install
 	$(BIN)/ruff check .

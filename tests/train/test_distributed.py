@@ -110,6 +110,7 @@ def runs(folder: Path) -> dict[int, dict[str, list[Path]]]:
     found[2]["scored"] = [folder / "runs" / scored.stem]
     launched.append(f"2:{scored}")
     launched += ways_to_shard(folder, longest, found) + whole_batches(folder, longest, found)
+    launched += in_half_precision(folder, longest, found)
     launch(folder, max(BUDGETS), launched)
     train(resolve_recipe(folder / f"{found[4]['resharded'][0].name}.json"))  # from step 8 of four, on one
     return found
@@ -140,6 +141,20 @@ def whole_batches(folder: Path, longest: int, found: dict[int, dict[str, list[Pa
     recipes = [(size, write_recipe(folder, world, longest, "token", **keys)) for size, world, keys in ways]
     found[4]["whole"] = [folder / "runs" / path.stem for _, path in [("1", alone), *recipes]]
     return [f"{size}:{path}" for size, path in recipes]
+
+
+def in_half_precision(folder: Path, longest: int, found: dict[int, dict[str, list[Path]]]) -> list[str]:
+    """One process, two, four, two machines of two, and from step 4 of one process on two machines of two."""
+    half, hybrid = {"dtype": "bfloat16"}, {"fsdp_sharding_strategy": "hybrid_shard"}
+    alone = write_recipe(folder, 1, longest, "token", **half)
+    moved = write_recipe(folder, 1, longest, "token", **half, **hybrid, save_total_limit=None)
+    for path in (alone, moved):
+        train(resolve_recipe(path))
+    ways = [("2", 2, half), ("4", 4, half), ("4/2", 4, half | hybrid)]
+    recipes = [(size, write_recipe(folder, world, longest, "token", **keys)) for size, world, keys in ways]
+    recipes.append(("4/2", moved))
+    found[4]["half"] = [folder / "runs" / path.stem for _, path in [("1", alone), *recipes]]
+    return [f"{size}:{path}{'@4' if path == moved else ''}" for size, path in recipes]
 
 
 def launch(folder: Path, world: int, runs: list[str]) -> None:
@@ -184,6 +199,25 @@ def test_ways_to_shard_change_nothing(runs: dict[int, dict[str, list[Path]]]) ->
     hybrid, full = ((run / "checkpoint-9" / "training_state").iterdir() for run in runs[4]["ways"])
     assert sorted(path.name for path in hybrid) == ["layout.json", *(f"rank-0000{r}-00000.safetensors" for r in (0, 1))]
     assert len(list(full)) == 5
+
+
+# In bfloat16 the order of sums shows: within its rounding it is one training, which is that of float32 nearly.
+def test_half_precision_on_any_number_of_processes(runs: dict[int, dict[str, list[Path]]]) -> None:
+    alone, *others = runs[4]["half"]
+    whole = dynamics(runs[1]["token"][0])
+    for mine, wanted in zip(dynamics(alone), whole, strict=True):
+        assert mine["loss"] != wanted["loss"]
+        assert mine["loss"] == pytest.approx(wanted["loss"], rel=0.01)
+    assert len(others) == 4
+    for run in others:
+        for mine, wanted in zip(dynamics(run), dynamics(alone), strict=True):
+            assert mine["samples_sha256"] == wanted["samples_sha256"]
+            assert mine["loss"] == pytest.approx(wanted["loss"], rel=3e-3), (run.name, mine["step"])
+            assert mine["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.02), (run.name, mine["step"])
+    moved = [
+        json.loads((others[-1] / f"checkpoint-{step}" / "manifest.json").read_text())["world_size"] for step in (4, 6)
+    ]
+    assert moved == [1, 4]
 
 
 # The first half of a step's samples is the same on any number of ranks, and so is its gradient.

@@ -223,8 +223,6 @@ class Forecaster:
         whole = int(cost.linear * FOUR_BIT_BYTES) if self.recipe.load_in_4bit else 0
         outside = cost.parameters - cost.linear
         frozen = (0 if whole else linear) + 4 * outside if cost.adapter else 0
-        if self.stays and self.world.device.type == "cpu":
-            frozen += self.files * outside // cost.parameters  # they stay mapped, beside float32 copies of these
         return ModelSizes(
             trained=cost.trained,
             frozen_bytes=frozen,
