@@ -64,9 +64,9 @@ CASES = (
     Case("mistral 62M, wide", 2048, 4, use_peft=True),
     Case("llama 67M, untied", 2048, 4, use_peft=True, dtype="bfloat16", stored="bfloat16"),
     Case("llama 135M, tied", 1024, 8, use_peft=True, dtype="bfloat16", stored="bfloat16"),
-    Case("llama 52M, tied", 2048, 4, dtype="bfloat16", compiled=True),
-    Case("qwen3 69M, tied", 1024, 4, dtype="bfloat16", compiled=True),
-    Case("llama 135M, tied", 2048, 16, dtype="bfloat16", compiled=True),
+    Case("llama 52M, tied", 2048, 4, dtype="bfloat16", compiled=True, fitted=True),
+    Case("qwen3 69M, tied", 1024, 4, dtype="bfloat16", compiled=True, fitted=True),
+    Case("llama 135M, tied", 2048, 16, dtype="bfloat16", compiled=True, fitted=True),
 )
 
 

@@ -17,6 +17,7 @@ from sengi.cli.plan import memory_lines
 from sengi.conversation import Sample
 from sengi.errors import RecipeError
 from sengi.model.live_bytes import PHASES, MicroBatch
+from sengi.model.memory import COMPILED
 from sengi.recipe_sources import resolve_recipe
 from sengi.train.observer import Observer
 from sengi.train.setup import Setup, set_up
@@ -130,6 +131,28 @@ def test_dial_and_budget_follow_the_memory_of_the_machine(folder: Path, traces: 
     assert plan.warnings[0].startswith("about 3.")
     assert "GB of memory will be needed and 2.00 GB can be had: this run will probably not fit" in plan.warnings[0]
     assert "set max_tokens_per_device: 1500; or gradient_checkpointing: full; or optim" in plan.warnings[0]
+
+
+# What layers keep is a part of the forecast, and with it the share of the heap that follows it (memory.HELD_KEPT).
+def test_compiled_layers_keep_less(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trace(config: Any, adapt: Any, samples: list[Sample], dial: str, *more: Any, **named: Any) -> Any:
+        size = 1e8 if dial == "none" else 1e7
+        return MicroBatch(size, {**dict.fromkeys(PHASES, size), PHASES[-1]: 0.0})
+
+    monkeypatch.setattr(module, "trace_model", trace)
+    monkeypatch.setattr(module, "resident_memory", lambda: 0)
+    plain, compiled, full = (
+        setup(folder, **values).plan.memory["parts"]
+        for values in (
+            {"torch_compile": False},
+            {"torch_compile": True},
+            {"torch_compile": True, "gradient_checkpointing": True},
+        )
+    )
+    assert compiled["activations"] == pytest.approx((1 - COMPILED) * plain["activations"], abs=1)
+    assert compiled["allocator"] < plain["allocator"]
+    assert {**compiled, "activations": 0, "allocator": 0} == {**plain, "activations": 0, "allocator": 0}
+    assert full["activations"] == pytest.approx(0.1 * plain["activations"], abs=1)  # inputs of layers, compiled or not
 
 
 def test_what_a_run_chose_stays_when_it_is_continued(folder: Path, traces: list[Any]) -> None:

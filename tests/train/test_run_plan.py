@@ -22,6 +22,7 @@ from sengi.train.memory_fit import LOOK_AT, Fit
 from sengi.train.run_plan import CPU_EFFICIENCY, RunPlan, make_plan
 
 CPU = torch.device("cpu")
+MEMORY, LESS = (MemoryForecast("the update", {"weights": size}, 10_000) for size in (4000, 3000))
 COST = ModelCost(parameters=1000, linear=600, head=400, squared=60.0, activation_bytes=100)
 
 
@@ -48,7 +49,7 @@ def plan_of(
         store,
         steps,
         cost,
-        fitted=Fit(dial, budget, None, MemoryForecast("the update", {"weights": 4000}, 10_000), ()),
+        fitted=Fit(dial, budget, None, MEMORY, LESS, ()),
         dtype=torch.float32,
         dtype_reason="because",
         world_size=world,
@@ -57,6 +58,11 @@ def plan_of(
         earlier=None,
     )
     return plan, steps
+
+
+def test_the_forecast_is_that_of_compiled_layers_where_they_are(store: TokenStore, tmp_path: Path) -> None:
+    assert plan_of(store, tmp_path)[0].memory == MEMORY.to_dict()
+    assert plan_of(store, tmp_path, torch_compile=True)[0].memory == LESS.to_dict()
 
 
 def test_batch_arithmetic(store: TokenStore, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ class MicroBatch:
             {phase: self.peaks[phase] + (other.peaks[phase] - self.peaks[phase]) * layers for phase in PHASES},
         )
 
+    def with_less(self, share: float) -> MicroBatch:
+        """The same where the layers keep this share less, until the end of the backward pass."""
+        less = share * self.saved
+        peaks = {phase: max(0.0, peak - less) for phase, peak in self.peaks.items()}
+        return MicroBatch(self.saved - less, peaks | {PHASES[-1]: self.peaks[PHASES[-1]]})
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations under it have made and that are still alive.

@@ -33,6 +33,7 @@ HELD_KEPT, HELD_AGAIN, HELD_GATHERED = 0.3, 0.3, 1.2
 # adapter, whose layers make three short-lived blocks each
 HELD_HALF, KERNELS = 0.2, 200 << 20
 HELD_ADAPTER = 0.5
+COMPILED = 0.2  # of what layers keep, that compiled layers do without (fitted on three such runs; a Llama's: 0.24)
 HELD_CUDA = 0.08  # of what comes and goes: PyTorch's CUDA allocator rounds and splits its segments (not measured here)
 COPIED = 0.5  # of the free memory, at most, that the copies of background saves take (train/background_save.py)
 FITS = 0.9  # share of the free memory that an automatic choice fills: the forecast is good to 10%

@@ -25,7 +25,16 @@ from sengi.model.frozen_half import FLOAT32, stored_types
 from sengi.model.inspect import weight_files
 from sengi.model.live_bytes import PHASES, MicroBatch, trace_model
 from sengi.model.lora import FOUR_BIT_BYTES, add_adapter, compute_in, stays_as_stored
-from sengi.model.memory import STATE_BYTES, UPDATE_COPIES, MemoryForecast, ModelSizes, Sharing, choose, forecast_memory
+from sengi.model.memory import (
+    COMPILED,
+    STATE_BYTES,
+    UPDATE_COPIES,
+    MemoryForecast,
+    ModelSizes,
+    Sharing,
+    choose,
+    forecast_memory,
+)
 from sengi.recipe import Recipe
 from sengi.train.distributed import World, ranks_here
 from sengi.train.optimizer import keeps_gradients
@@ -44,7 +53,7 @@ class Fit:
         dial: activation checkpointing.
         budget: tokens in a micro-batch.
         reduced_from: the budget that ran out of memory earlier in this run, or None.
-        memory: the forecast.
+        memory: the forecast; ``compiled`` that with compiled layers.
         notes: what the user should know of it.
     """
 
@@ -52,6 +61,7 @@ class Fit:
     budget: int
     reduced_from: int | None
     memory: MemoryForecast
+    compiled: MemoryForecast
     notes: tuple[str, ...]
 
 
@@ -89,16 +99,17 @@ def fit(
         longest = int(store.lengths.max())
         known = _known(earlier, dial, budget, world, free)
         if known is not None and dial is not None and budget is not None:
-            memory = known
+            memory = compiled = known
         else:
             dial, budget = choose(dial, budget, longest, world.device, forecaster.forecast)
-            memory = forecaster.forecast(dial, budget)
+            memory, compiled = forecaster.forecast(dial, budget), forecaster.forecast(dial, budget, compiled=True)
         notes = forecaster.notes + ([] if memory.fits else [_does_not_fit(memory, dial, budget, longest)])
-        return {"dial": dial, "budget": budget, "reduced": reduced, "memory": memory.__dict__, "notes": notes}
+        chosen = {"dial": dial, "budget": budget, "reduced": reduced, "notes": notes}
+        return chosen | {"memory": memory.__dict__, "compiled": compiled.__dict__}
 
     found = world.on_first(decide)
-    memory = MemoryForecast(**found["memory"])
-    return Fit(found["dial"], found["budget"], found["reduced"], memory, tuple(found["notes"]))
+    memory, compiled = (MemoryForecast(**found[name]) for name in ("memory", "compiled"))
+    return Fit(found["dial"], found["budget"], found["reduced"], memory, compiled, tuple(found["notes"]))
 
 
 def _settled(recipe: Recipe, earlier: dict[str, Any] | None) -> tuple[Dial | None, int | None, int | None]:
@@ -154,12 +165,12 @@ class Forecaster:
         self.forecast = cache(self._forecast)
         self.micro_batch = cache(self._micro_batch)  # that of `none` is asked for at every dial
 
-    def _forecast(self, dial: Dial, budget: int) -> MemoryForecast:
+    def _forecast(self, dial: Dial, budget: int, compiled: bool = False) -> MemoryForecast:
         members, later, halved = self._largest_pack(budget)
         largest, whole = (self.micro_batch(members, one) for one in (dial, "none"))
         return forecast_memory(
             self._sizes(),
-            largest,
+            largest.with_less(COMPILED) if compiled and dial == "none" else largest,
             again=whole.saved - largest.saved,
             later=later,
             sharing=replace(self.sharing, halved=halved),

@@ -188,7 +188,7 @@ def make_plan(
         max_tokens_reduced_from=fitted.reduced_from,
         gradient_checkpointing=fitted.dial,
         torch_compile=compiled,
-        memory=fitted.memory.to_dict(),
+        memory=(fitted.compiled if compiled else fitted.memory).to_dict(),
         packs_per_step=slots / len(packs),
         pack_fill=sum(step.tokens for step in packs) / (slots * budget),
         tokens=tokens,

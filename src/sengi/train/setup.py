@@ -106,7 +106,7 @@ def set_up(resolved: ResolvedRecipe, world: World, observer: Observer, earlier: 
         earlier=earlier,
     )
     if plan.torch_compile and (cause := next(filter(None, world.gather(can_compile(world.device))), "")):
-        plan = replace(plan, torch_compile=False)
+        plan = replace(plan, torch_compile=False, memory=fitted.memory.to_dict())
         plan.warnings.append(f"torch_compile is not used: it does not work here ({cause})")
     if note := contamination_note(contamination):
         plan.warnings.append(note)
